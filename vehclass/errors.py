@@ -1,0 +1,152 @@
+"""What can go wrong, as a tree: each error carries its exit code, and its docstring is what the user reads.
+
+VehclassError                 1  failed
+├── UsageError                2  wrong usage or settings
+│   ├── SourceNotFound
+│   ├── ModelNotFound
+│   ├── ModelRefused
+│   ├── StoreNotFound
+│   ├── StoreForeign
+│   ├── DataError
+│   └── DeviceMissing
+├── TooManyFailures           1
+├── StoreError                1
+├── ExportDiffers             1
+├── LeaseHeld                 4  another run holds the lease
+├── LeaseLost                 4
+├── ServiceUnreachable        5  try later
+│   └── StoreBusy
+└── Interrupted               130 or 143
+
+ImageError is no relative: it says what is wrong with one image, becomes that image's row, and never
+leaves the batch.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a finished command says to the shell that started it."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    SOME_IMAGES_FAILED = 3
+    LEASE_HELD = 4
+    UNREACHABLE = 5
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class VehclassError(Exception):
+    """{reason}"""
+
+    exit_code: ExitCode = ExitCode.FAILED
+
+    def __init__(self, **facts: object) -> None:
+        self.facts = facts
+        super().__init__((type(self).__doc__ or "").format(**facts))
+
+
+class UsageError(VehclassError):
+    """{reason}"""
+
+    exit_code = ExitCode.USAGE
+
+
+class SourceNotFound(UsageError):
+    """No photos to read at {where}: {reason}."""
+
+
+class ModelNotFound(UsageError):
+    """No model at {path}: {reason}. Name a model folder, such as models/sample, or make one with `vehclass train`."""
+
+
+class ModelRefused(UsageError):
+    """The model in {path} was not loaded: {reason}. Use an unchanged copy of it, or train it again."""
+
+
+class StoreNotFound(UsageError):
+    """There are no results at {url} yet. Fill them with `vehclass classify-batch`, or make an empty store with `vehclass store init`."""
+
+
+class StoreForeign(UsageError):
+    """{url} is not a store of this vehclass: {reason}. Name another file with --store."""
+
+
+class DataError(UsageError):
+    """The training data in {path} cannot be used: {reason}."""
+
+
+class DeviceMissing(UsageError):
+    """No GPU can be used here: {reason}. Leave --require-gpu out to classify on the CPU."""
+
+
+class TooManyFailures(VehclassError):
+    """Stopped: {failed} of {done} images failed, more than the allowed share of {allowed:.0%}. Their reasons are in the store (`vehclass runs show {run_id}`); set --max-failure-rate to allow more."""
+
+
+class StoreError(VehclassError):
+    """The results could not be saved to {url}: {reason}. What was saved before is intact; run the same command again to go on."""
+
+
+class ExportDiffers(VehclassError):
+    """The exported model does not answer as the trained one ({reason}), so no model folder was written."""
+
+
+class LeaseHeld(VehclassError):
+    """Another run ({holder}) is working on this container with this model. Wait until it ends, or see `vehclass runs list`."""
+
+    exit_code = ExitCode.LEASE_HELD
+
+
+class LeaseLost(LeaseHeld):
+    """This run was paused for so long that another one took over, so it wrote nothing more. Run the same command again."""
+
+
+class ServiceUnreachable(VehclassError):
+    """{service} cannot be reached: {reason}. What was finished is saved; run the same command again later."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class StoreBusy(ServiceUnreachable):
+    """{url} stayed locked by another program for {seconds} s. What was finished is saved; run the same command again later."""
+
+
+class Interrupted(VehclassError):
+    """Stopped by {signal}. What was finished is saved; run the same command again to go on."""
+
+    def __init__(self, *, signal: str, exit_code: ExitCode) -> None:
+        super().__init__(signal=signal)
+        self.exit_code = exit_code
+
+
+class ImageError(Exception):
+    """One image cannot be read, decoded or classified.
+
+    `code` is a short word for machines, the message a sentence for people. A `permanent` error lies
+    in the bytes themselves, so that trying again would give the same.
+    """
+
+    stage = "classify"
+
+    def __init__(self, code: str, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.permanent = permanent
+
+
+class ReadError(ImageError):
+    """The bytes did not arrive."""
+
+    stage = "read"
+
+
+class DecodeError(ImageError):
+    """The bytes are not a picture that vehclass reads."""
+
+    stage = "decode"
+
+    def __init__(self, code: str, message: str, *, permanent: bool = True) -> None:
+        super().__init__(code, message, permanent=permanent)

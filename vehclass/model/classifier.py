@@ -1,0 +1,67 @@
+"""Turns a batch of pixels into predictions: calibrated probabilities of every label of every task."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vehclass.errors import ImageError
+from vehclass.imaging import Pixels
+from vehclass.model.folder import ModelFolder
+from vehclass.model.runtime import Logits, Runtime, open_runtime
+from vehclass.records import ModelInfo, Prediction, Task
+
+
+class Classifier:
+    """A model that is ready to answer; may be called from several threads at once."""
+
+    def __init__(self, info: ModelInfo, runtime: Runtime) -> None:
+        self.info = info
+        self.runtime = runtime
+        self.batch_size = runtime.batch_size
+
+    @classmethod
+    def open(
+        cls,
+        folder: ModelFolder,
+        *,
+        kind: str = "auto",
+        batch_size: int | None = None,
+        threads: int = 1,
+        require_gpu: bool = False,
+    ) -> "Classifier":
+        """The classifier of a checked model folder; see `runtime.open_runtime` for the options."""
+        runtime = open_runtime(folder, kind=kind, batch_size=batch_size, threads=threads, require_gpu=require_gpu)
+        return cls(folder.info, runtime)
+
+    def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+        """One answer a picture, in order, for uint8 [n, height, width, 3]: a prediction a task, or an error."""
+        return answers(self.runtime.logits(pixels), self.info.tasks)
+
+
+def answers(logits: Logits, tasks: tuple[Task, ...]) -> list[tuple[Prediction, ...] | ImageError]:
+    """Logits [n, labels of all tasks] as predictions; a picture whose logits are not finite is an error."""
+    finite = np.isfinite(logits).all(axis=1)
+    by_task: list[list[Prediction]] = []
+    start = 0
+    for task in tasks:
+        shares = probabilities(logits[:, start : start + len(task.labels)], task.temperature)
+        start += len(task.labels)
+        tops = shares.argmax(axis=1)
+        by_task.append(
+            [
+                Prediction(task.name, task.labels[top], row[top], row[top] < task.threshold, tuple(row))
+                for row, top in zip(shares.tolist(), tops.tolist(), strict=True)
+            ]
+        )
+    return [
+        predictions if usable else ImageError("not_finite", "The network's answer is not a number.", permanent=True)
+        for predictions, usable in zip(zip(*by_task, strict=True), finite.tolist(), strict=True)
+    ]
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """Softmax of logits / temperature over the last axis, in double precision, each row summing to 1."""
+    scaled = np.nan_to_num(logits.astype(np.float64)) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    shares = np.exp(scaled)
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares

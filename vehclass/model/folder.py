@@ -1,0 +1,187 @@
+"""A model folder: what training writes and classifying reads, checked before anything is deserialised.
+
+A folder holds `model.keras`, its exported forms and `model.json` with the facts. The version of a model
+is a digest of its content, so two folders with the same version answer alike.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vehclass.errors import ModelNotFound, ModelRefused
+from vehclass.records import ModelInfo, Task
+
+FORMAT_VERSION: Final = 1
+FACTS_FILE: Final = "model.json"
+KERAS_FILE: Final = "model.keras"
+OPENVINO_FILE: Final = "openvino.xml"
+MAX_FACTS_BYTES: Final = 16 * 2**20
+MAX_CONFIG_BYTES: Final = 64 * 2**20
+HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
+
+# Every layer that our backbones are made of. A Keras file with anything else (a Lambda, a layer that
+# reads files or the network) is not opened, whatever Keras' safe mode would say of it.
+ALLOWED_LAYERS: Final = frozenset(
+    """Activation Add AveragePooling2D BatchNormalization Concatenate Conv2D Dense DepthwiseConv2D Dropout
+    Flatten Functional GlobalAveragePooling2D GlobalMaxPooling2D InputLayer LayerNormalization MaxPooling2D
+    Multiply Normalization ReLU Rescaling Reshape SeparableConv2D Sequential SpatialDropout2D
+    ZeroPadding2D""".split()
+)
+# Where else a serialised part may come from: these hold data and arithmetic only.
+ALLOWED_PARTS: Final = ("keras.initializers", "keras.regularizers", "keras.constraints")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model folder whose files have been found unchanged."""
+
+    path: Path
+    info: ModelInfo
+    files: Mapping[str, str]
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files; raises ModelRefused when the model lacks it."""
+        if name not in self.files:
+            raise ModelRefused(path=self.path, reason=f"it has no {name}")
+        return self.path / name
+
+
+def open_model(path: Path) -> ModelFolder:
+    """The model in a folder, with every file compared to the sha256 in model.json.
+
+    Raises ModelNotFound or ModelRefused. Nothing is deserialised but JSON.
+    """
+    facts = _read_facts(path)
+    try:
+        files = {str(name): str(digest) for name, digest in facts["files"].items()}
+        info = ModelInfo(
+            name=str(facts["name"]),
+            version=str(facts["version"]),
+            tasks=tuple(Task(**{**task, "labels": tuple(task["labels"])}) for task in facts["tasks"]),
+            input_size=(int(facts["input_size"][0]), int(facts["input_size"][1])),
+            created_at=str(facts["created_at"]),
+            facts=facts,
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelRefused(path=path, reason=f"{FACTS_FILE} lacks what it should say ({error})") from error
+    for name, digest in files.items():
+        if Path(name).name != name:
+            raise ModelRefused(path=path, reason=f"{FACTS_FILE} names a file outside the folder ({name})")
+        _check_file(path, name, digest)
+    if info.version != _version(facts):
+        raise ModelRefused(path=path, reason=f"{FACTS_FILE} was changed after the model was made")
+    return ModelFolder(path, info, files)
+
+
+def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[Task, ...]) -> ModelFolder:
+    """Turns a draft folder with the network's files into a model folder at `out`, in one step.
+
+    `facts` goes into model.json beside the tasks, the digests and the version. An earlier model at `out`
+    stays whole until the new one is.
+    """
+    files = {entry.name: file_digest(entry) for entry in sorted(draft.iterdir()) if entry.is_file()}
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        **facts,
+        "tasks": [asdict(task) for task in tasks],
+        "files": files,
+    }
+    content["version"] = _version(content)
+    with (draft / FACTS_FILE).open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    old = out.with_name(out.name + ".old")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    draft.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return open_model(out)
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_keras_file(path: Path) -> None:
+    """Refuses a Keras file that is not a plain network of known layers; raises ModelRefused.
+
+    Keras' safe mode has been walked around more than once (CVE-2025-1550, -8747, -9906), and is ignored
+    for HDF5 (CVE-2025-9905), so the configuration is read here first, as JSON.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename: member.file_size for member in archive.infolist()}
+            if set(members) != {"metadata.json", "config.json", "model.weights.h5"}:
+                raise ModelRefused(path=path, reason="it is not a plain Keras 3 file")
+            if members["config.json"] > MAX_CONFIG_BYTES:
+                raise ModelRefused(path=path, reason="its configuration is too large")
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ModelRefused(path=path, reason=f"it is not a Keras 3 file ({error})") from error
+    for part in _objects(config):
+        module, name = part.get("module"), part["class_name"]
+        if module == "keras.layers" or str(module).startswith(("keras.src.models.", "keras.src.ops.numpy")):
+            allowed = name in ALLOWED_LAYERS
+        else:
+            allowed = module in ALLOWED_PARTS or (module, name) in ((None, "__keras_tensor__"), ("keras", "DTypePolicy"))
+        if not allowed or part.get("registered_name") not in (None, name):
+            raise ModelRefused(path=path, reason=f"it has a part of a kind that is not allowed ({module}.{name})")
+
+
+def _objects(config: object) -> Iterator[Mapping[str, Any]]:
+    """Every serialised object in a Keras configuration, at any depth."""
+    if isinstance(config, dict):
+        if "class_name" in config and "config" in config:
+            yield config
+        for value in config.values():
+            yield from _objects(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _objects(value)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    file = path / FACTS_FILE
+    if path.is_file():
+        raise ModelNotFound(path=path, reason="it is a file, not a model folder")
+    if not path.is_dir():
+        raise ModelNotFound(path=path, reason="there is no such folder")
+    if not file.is_file():
+        raise ModelNotFound(path=path, reason=f"the folder has no {FACTS_FILE}")
+    if file.stat().st_size > MAX_FACTS_BYTES:
+        raise ModelRefused(path=path, reason=f"{FACTS_FILE} is too large to be true")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelRefused(path=path, reason=f"{FACTS_FILE} cannot be read ({error})") from error
+    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
+        raise ModelRefused(path=path, reason=f"{FACTS_FILE} is not of format {FORMAT_VERSION}, the one this vehclass reads")
+    return facts
+
+
+def _check_file(path: Path, name: str, digest: str) -> None:
+    file = path / name
+    if not file.is_file():
+        raise ModelRefused(path=path, reason=f"{name} is missing")
+    with file.open("rb") as opened:
+        if opened.read(len(HDF5_MAGIC)) == HDF5_MAGIC:
+            raise ModelRefused(path=path, reason=f"{name} is an HDF5 file, for which Keras has no safe mode")
+    if file_digest(file) != digest:
+        raise ModelRefused(path=path, reason=f"{name} is not the file that was trained (its sha256 differs)")
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    """Twelve digits of the sha256 over all that decides an answer: files, tasks, input."""
+    decisive = {key: facts.get(key) for key in ("format_version", "files", "tasks", "input_size", "prepare")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,171 @@
+"""Runs a network: uint8 pixels in, logits out, on OpenVINO (CPU) or on Keras (GPU, or any backend).
+
+Both give the same for the same pixels, within the difference that model.json records. A runtime may be
+called from `lanes` threads at once; it says how many pictures it likes in a batch.
+"""
+
+import threading
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vehclass.errors import DeviceMissing, ModelRefused
+from vehclass.imaging import Pixels
+from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
+
+Logits = NDArray[np.float32]
+
+# Measured on two cores with three backbones: larger batches are slower on a CPU, where a batch should
+# stay in the caches; on a GPU they are the point.
+CPU_BATCH: Final = 32
+GPU_BATCH: Final = 256
+
+
+class Runtime(Protocol):
+    """What a classifier needs of a runtime."""
+
+    name: str
+    device: str
+    batch_size: int
+
+    def logits(self, pixels: Pixels) -> Logits:
+        """Float32 [n, labels of all tasks] for uint8 [n, height, width, 3], 1 <= n <= batch_size."""
+        ...
+
+
+def open_runtime(folder: ModelFolder, *, kind: str, batch_size: int | None, threads: int, require_gpu: bool) -> Runtime:
+    """The runtime for a model folder: `kind` is auto, openvino or keras.
+
+    auto takes Keras where its backend sees a GPU and OpenVINO otherwise; looking for a GPU loads a
+    framework, so without a sign of one (a device file of NVIDIA's driver) nothing is loaded.
+    """
+    if kind == "keras" or require_gpu or (kind == "auto" and _gpu_may_exist()):
+        runtime = KerasRuntime(folder, batch_size)
+        if require_gpu and not runtime.on_gpu:
+            raise DeviceMissing(reason=f"Keras with its {runtime.backend} backend sees none")
+        if kind == "keras" or runtime.on_gpu:
+            return runtime
+    return OpenVinoRuntime(folder, batch_size or CPU_BATCH, threads)
+
+
+def _gpu_may_exist() -> bool:
+    from pathlib import Path
+
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+class OpenVinoRuntime:
+    """The CPU's runtime: every thread that calls it has a stream and a request of its own."""
+
+    name = "openvino"
+
+    def __init__(self, folder: ModelFolder, batch_size: int, threads: int) -> None:
+        import openvino
+
+        file = folder.file(OPENVINO_FILE)
+        core = openvino.Core()
+        try:
+            model = core.read_model(file)
+            width, height = folder.info.input_size
+            # One fixed shape: the last batch is padded, so that a picture's answer does not depend on
+            # how many came with it.
+            model.reshape([batch_size, height, width, 3])
+            self._compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    # OpenVINO takes bfloat16 by itself where the processor has it; results would then
+                    # differ between machines.
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    "NUM_STREAMS": threads,
+                    "INFERENCE_NUM_THREADS": threads,
+                    "ENABLE_CPU_PINNING": False,
+                },
+            )
+        except RuntimeError as error:
+            raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {OPENVINO_FILE} ({error})") from error
+        self.batch_size = batch_size
+        self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, f32"
+        self._local = threading.local()
+
+    def logits(self, pixels: Pixels) -> Logits:
+        """See Runtime."""
+        request: Any = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        count = len(pixels)
+        request.infer([_padded(pixels, self.batch_size)], share_inputs=True)
+        answer: Logits = request.get_output_tensor(0).data[:count].copy()
+        return answer
+
+
+class KerasRuntime:
+    """Keras on whatever backend KERAS_BACKEND names; the GPU's runtime.
+
+    Out of memory halves the batch and goes on.
+    """
+
+    name = "keras"
+
+    def __init__(self, folder: ModelFolder, batch_size: int | None) -> None:
+        file = folder.file(KERAS_FILE)
+        check_keras_file(file)
+        import keras
+
+        self.backend: str = keras.backend.backend()
+        self.on_gpu = bool(gpus(self.backend))
+        self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        self.batch_size = batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
+        self.device = f"{'GPU' if self.on_gpu else 'CPU'}, {self.backend}"
+        # One forward pass at a time: meanwhile the other threads decode.
+        self._one_at_a_time = threading.Lock()
+        self._step = self.batch_size
+
+    def logits(self, pixels: Pixels) -> Logits:
+        """See Runtime."""
+        with self._one_at_a_time:
+            while True:
+                try:
+                    parts = [self._forward(pixels[at : at + self._step]) for at in range(0, len(pixels), self._step)]
+                    return np.concatenate(parts)
+                except Exception as error:
+                    if self._step == 1 or not _is_out_of_memory(error):
+                        raise
+                    self._step //= 2
+
+    def _forward(self, pixels: Pixels) -> Logits:
+        answer = self._model.predict_on_batch(_padded(pixels, self._step))
+        return np.asarray(answer, np.float32)[: len(pixels)]
+
+
+def _padded(pixels: Pixels, count: int) -> Pixels:
+    """The batch filled up to `count` pictures, so that a network is compiled for one shape only."""
+    if len(pixels) == count:
+        return pixels
+    full = np.zeros((count, *pixels.shape[1:]), np.uint8)
+    full[: len(pixels)] = pixels
+    return full
+
+
+def gpus(backend: str) -> list[str]:
+    """The GPUs that a Keras backend sees."""
+    if backend == "tensorflow":
+        import tensorflow
+
+        return [device.name for device in tensorflow.config.list_physical_devices("GPU")]
+    if backend == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    if backend == "jax":
+        import jax
+
+        return [str(device) for device in jax.devices() if device.platform == "gpu"]
+    return []
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Each backend has its own class for it, and the words in common."""
+    text = f"{type(error).__name__} {error}".lower()
+    return "resourceexhausted" in text or "resource_exhausted" in text or "out of memory" in text

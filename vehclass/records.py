@@ -1,0 +1,133 @@
+"""The nouns of vehclass as frozen records; every other module speaks in them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+
+def now() -> datetime:
+    """The present in UTC."""
+    return datetime.now(UTC)
+
+
+def iso(when: datetime) -> str:
+    """A time as ISO 8601 in UTC with milliseconds: text that sorts as the times do."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def image_id(source: str, name: str) -> str:
+    """The key of an image: a 128-bit hash of its source's canonical URL and its name there.
+
+    A folder may hold names that are not valid UTF-8; their bytes are hashed as they are.
+    """
+    text = f"{source}\n{name}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image as a listing names it; the etag changes when the content does."""
+
+    image_id: str
+    source: str
+    name: str
+    etag: str
+    size: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the bytes themselves say: size as a person sees it, format by magic bytes, content hash."""
+
+    width: int
+    height: int
+    format: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question put to a photo, with its closed and ordered answers.
+
+    Probabilities are softmax(logits / temperature); a top probability under the threshold asks for a
+    person's eye.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    temperature: float = 1.0
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model without loading it; the version is a digest of its content."""
+
+    name: str
+    version: str
+    tasks: tuple[Task, ...]
+    input_size: tuple[int, int]  # width, height
+    created_at: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """How rows name the model: NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one task: `probabilities` in the order of the task's labels, summing to 1."""
+
+    task: str
+    label: str
+    probability: float
+    needs_review: bool
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image has no prediction: where it stopped, a code and a sentence."""
+
+    stage: str
+    code: str
+    message: str
+    permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One photo in, one of these out: either predictions, one a task, or a failure."""
+
+    ref: ImageRef
+    facts: ImageFacts | None = None
+    predictions: Sequence[Prediction] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunTicket:
+    """What entitles a run to write: its id, and the fencing number of its lease."""
+
+    run_id: str
+    lease_key: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many images a run has finished, as the store says."""
+
+    classified: int
+    failed: int
+    quarantined: int
+    needs_review: int
+
+    @property
+    def done(self) -> int:
+        """Images with an outcome, whichever."""
+        return self.classified + self.failed
