@@ -3,6 +3,7 @@
 VehclassError                 1  failed
 ├── UsageError                2  wrong usage or settings
 │   ├── SourceNotFound
+│   ├── AccessDenied
 │   ├── ModelNotFound
 │   ├── ModelRefused
 │   ├── StoreNotFound
@@ -56,6 +57,10 @@ class UsageError(VehclassError):
 
 class SourceNotFound(UsageError):
     """No photos to read at {where}: {reason}."""
+
+
+class AccessDenied(UsageError):
+    """{service} refuses this identity: {reason}. Ask for the role 'Storage Blob Data Reader', or check the key or SAS."""
 
 
 class ModelNotFound(UsageError):

@@ -1,7 +1,7 @@
 """The nouns of vehclass as frozen records; every other module speaks in them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -131,3 +131,53 @@ class Counts:
     def done(self) -> int:
         """Images with an outcome, whichever."""
         return self.classified + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseClaim:
+    """A run's wish to be the only one on a source with a model, for so many seconds at a time."""
+
+    key: str
+    run_id: str
+    holder: str
+    seconds: int
+    is_dead: Callable[[str], bool] = lambda holder: False
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """What is known of a run when it begins."""
+
+    run_id: str
+    command: str
+    source: str
+    model: str
+    settings: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended: status done, failed or interrupted."""
+
+    status: str
+    exit_code: int
+    message: str | None
+    listed: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFilter:
+    """Which results to read; None leaves a thing open. Times are ISO 8601 in UTC."""
+
+    run_id: str | None = None
+    model: str | None = None
+    task: str | None = None
+    label: str | None = None
+    min_probability: float = 0.0
+    max_probability: float = 1.0
+    needs_review: bool | None = None
+    since: str | None = None
+    until_time: str | None = None
+    name: str | None = None

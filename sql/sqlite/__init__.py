@@ -1,0 +1,1 @@
+"""SQLite: numbered migrations and the named queries."""

@@ -1,0 +1,87 @@
+"""Threads that pull work from one iterator and hand results to another: all of the batch's concurrency."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_ENDED: Final = object()
+_LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
+
+
+def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:
+    """`work(item)` for each item on `lanes` threads; results as they come, in no promised order.
+
+    At most `lanes + buffer` results are held at a time, so memory does not grow with the items: a consumer
+    that is slow makes the lanes wait, and items are only pulled by a lane that is free. With one lane it
+    is a prefetch. An exception, of `work` or of `items`, stops the pulling; what the other lanes have in
+    hand is still delivered, then the exception is raised. A consumer that leaves early ends the lanes.
+    """
+    results: queue.Queue[object] = queue.Queue(buffer)
+    source = iter(items)
+    turn = threading.Lock()
+    closed = threading.Event()
+    abandoned = threading.Event()
+    errors: list[BaseException] = []
+
+    def deliver(result: object) -> None:
+        while not abandoned.is_set():
+            try:
+                results.put(result, timeout=_LOOK_UP_SECONDS)
+                return
+            except queue.Full:
+                continue
+
+    def lane() -> None:
+        try:
+            while not closed.is_set():
+                with turn:
+                    item = _ENDED if closed.is_set() else next(source, _ENDED)
+                if item is _ENDED:
+                    break
+                deliver(work(item))  # type: ignore[arg-type]  # an item, since it is not the end
+        except BaseException as error:  # passed to the consumer, whatever it is
+            closed.set()
+            errors.append(error)
+        finally:
+            deliver(_ENDED)
+
+    threads = [threading.Thread(target=lane, name=f"{name}-{n}", daemon=True) for n in range(lanes)]
+    for thread in threads:
+        thread.start()
+    try:
+        running = lanes
+        while running:
+            result = results.get()
+            if result is _ENDED:
+                running -= 1
+            else:
+                yield result  # type: ignore[misc]  # what `work` returned
+        if errors:
+            raise errors[0]
+    finally:
+        closed.set()
+        abandoned.set()
+        for thread in threads:
+            thread.join()
+
+
+def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest: int) -> Iterator[list[T]]:
+    """Lists of at most `count` items that together weigh at most `heaviest`, or of one that weighs more."""
+    batch: list[T] = []
+    weight = 0
+    for item in items:
+        more = weigh(item)
+        if batch and weight + more > heaviest:
+            yield batch
+            batch, weight = [], 0
+        batch.append(item)
+        weight += more
+        if len(batch) == count:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,190 @@
+"""From a container to rows: list -> which are new? -> read -> decode -> classify -> save.
+
+Each lane decodes a batch and runs it through the network by itself, so that on a CPU every core is busy
+with one or the other, and a GPU is fed by whichever lane is ready. One photo in, one outcome out.
+"""
+
+import fnmatch
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import numpy as np
+
+from vehclass.batch.flow import batched, in_lanes
+from vehclass.batch.ports import Classifier, Decode, Source, Store
+from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
+from vehclass.records import Failure, ImageFacts, ImageRef, Outcome, RunTicket
+
+PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
+BATCH_BYTES: Final = 64 * 2**20  # encoded photos that one lane may hold
+FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Which images a run is about, and when it should stop."""
+
+    prefix: str = ""
+    include: tuple[str, ...] = ()
+    since: datetime | None = None
+    limit: int | None = None
+    retry_failed: bool = False
+    max_failure_rate: float = 0.5
+    max_attempts: int = 3
+    max_bytes: int = 200_000_000
+    lanes: int = 1
+
+    def wants(self, ref: ImageRef) -> bool:
+        """Whether a listed name is one to look at."""
+        if self.since is not None and ref.modified_at < self.since:
+            return False
+        return not self.include or any(fnmatch.fnmatchcase(ref.name, pattern) for pattern in self.include)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, for those who watch; the counts that last are the store's."""
+
+    listed: int = 0
+    new: int = 0
+    listing_done: bool = False
+    done: int = 0
+    failed: int = 0
+    bytes_new: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An image with its bytes, or with what kept them away."""
+
+    ref: ImageRef
+    data: bytes = b""
+    error: ReadError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What a run works with."""
+
+    source: Source
+    decode: Decode
+    classifier: Classifier
+    store: Store
+
+
+@dataclass(slots=True)
+class Watch:
+    """How a run is watched and stopped from outside: set `stop`, after saying which signal asked for it."""
+
+    tell: Callable[[Progress], None] = lambda progress: None
+    progress: Progress = field(default_factory=Progress)
+    stop: threading.Event = field(default_factory=threading.Event)
+    signal: signal.Signals = signal.SIGINT
+
+
+def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> None:
+    """Classifies what is new and saves it batch by batch, until all is done or `watch.stop` is set.
+
+    Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved stays saved.
+    """
+    model, progress = hands.classifier.info, watch.progress
+    for outcomes in outcomes_of(job, hands, new_images(job, hands, watch), watch):
+        hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
+        progress.done += len(outcomes)
+        progress.failed += sum(one.failure is not None for one in outcomes)
+        watch.tell(progress)
+        if progress.done >= FAILURES_COUNT_FROM and progress.failed > job.max_failure_rate * progress.done:
+            raise TooManyFailures(
+                failed=progress.failed, done=progress.done, allowed=job.max_failure_rate, run_id=ticket.run_id
+            )
+
+
+def new_images(job: Job, hands: Hands, watch: Watch) -> Iterator[ImageRef]:
+    """The images to classify, page by page, with the listing running a little ahead."""
+    progress = watch.progress
+
+    def ask(page: list[ImageRef]) -> list[ImageRef]:
+        progress.listed += len(page)
+        wanted = [ref for ref in page if job.wants(ref)]
+        return hands.store.unseen(wanted, hands.classifier.info, retry_failed=job.retry_failed) if wanted else []
+
+    for page in in_lanes(ask, hands.source.list(job.prefix), 1, PAGES_AHEAD, "list"):
+        room = len(page) if job.limit is None else job.limit - progress.new
+        taken = page[:room]
+        progress.new += len(taken)
+        progress.bytes_new += sum(ref.size for ref in taken)
+        watch.tell(progress)
+        for ref in taken:
+            if watch.stop.is_set():
+                return
+            yield ref
+        if job.limit is not None and progress.new >= job.limit:
+            break
+        if watch.stop.is_set():
+            return
+    progress.listing_done = True
+    watch.tell(progress)
+
+
+def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) -> Iterator[list[Outcome]]:
+    """The outcomes of images, batch by batch as they are ready."""
+    source, classifier = hands.source, hands.classifier
+
+    def read(ref: ImageRef) -> Read:
+        try:
+            if ref.size > job.max_bytes:
+                raise ReadError("too_many_bytes", f"It has {ref.size} bytes; at most {job.max_bytes} are read.", permanent=True)
+            return Read(ref, source.read(ref))
+        except ReadError as error:
+            return Read(ref, error=error)
+
+    def classify(batch: list[Read]) -> list[Outcome]:
+        return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier)
+
+    reads = in_lanes(read, refs, source.concurrency, source.concurrency, "read")
+    batches = batched(reads, classifier.batch_size, lambda one: len(one.data), BATCH_BYTES)
+    for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):
+        if outcomes:
+            yield outcomes
+
+
+def classify_batch(batch: Sequence[Read], decode: Decode, classifier: Classifier) -> list[Outcome]:
+    """One outcome an image: decoded one by one, classified together."""
+    width, height = classifier.info.input_size
+    pixels = np.empty((len(batch), height, width, 3), np.uint8)
+    outcomes: list[Outcome] = []
+    decoded: list[tuple[ImageRef, ImageFacts]] = []
+    for item in batch:
+        try:
+            if item.error is not None:
+                raise item.error
+            pixels[len(decoded)], facts = decode(item.data)
+            decoded.append((item.ref, facts))
+        except (ReadError, DecodeError) as error:
+            outcomes.append(Outcome(item.ref, failure=as_failure(error)))
+    answers = classifier.classify(pixels[: len(decoded)]) if decoded else []
+    for (ref, facts), answer in zip(decoded, answers, strict=True):
+        if isinstance(answer, ImageError):
+            outcomes.append(Outcome(ref, facts, failure=as_failure(answer)))
+        else:
+            outcomes.append(Outcome(ref, facts, answer))
+    return outcomes
+
+
+def as_failure(error: ImageError) -> Failure:
+    """An image's error as its row will say it."""
+    return Failure(error.stage, error.code, str(error), error.permanent)
+
+
+def count_new(job: Job, hands: Hands, watch: Watch) -> list[ImageRef]:
+    """For a dry run: counts all that is new, and returns the first few to try the speed on."""
+    first: list[ImageRef] = []
+    for ref in new_images(job, hands, watch):
+        if len(first) < 2 * hands.classifier.batch_size:
+            first.append(ref)
+    return first
+

@@ -1,0 +1,85 @@
+"""What the batch needs of a source, a classifier and a store; any class with these shapes will do."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from vehclass.errors import ImageError
+from vehclass.imaging import Pixels
+from vehclass.records import (
+    Counts,
+    ImageFacts,
+    ImageRef,
+    LeaseClaim,
+    ModelInfo,
+    Outcome,
+    Prediction,
+    RunEnd,
+    RunStart,
+    RunTicket,
+)
+
+Decode = Callable[[bytes], tuple[Pixels, ImageFacts]]
+
+
+class Source(Protocol):
+    """Where photos are."""
+
+    url: str  # canonical, without secrets: part of every image's key
+    concurrency: int  # how many reads it likes at a time
+
+    def list(self, prefix: str) -> Iterator[list[ImageRef]]:
+        """Every image under a prefix, page by page, in no promised order."""
+        ...
+
+    def read(self, ref: ImageRef) -> bytes:
+        """An image's bytes at the listed etag; raises ReadError, or ServiceUnreachable for the whole source."""
+        ...
+
+
+class Classifier(Protocol):
+    """A model that is ready to answer, from several threads at once."""
+
+    info: ModelInfo
+    batch_size: int
+
+    def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+        """One answer a picture, in order, for uint8 [n, height, width, 3]."""
+        ...
+
+
+class Store(Protocol):
+    """Where results go."""
+
+    url: str
+
+    def unseen(self, refs: Sequence[ImageRef], model: ModelInfo, *, retry_failed: bool) -> list[ImageRef]:
+        """Those of a page that the model has no result for at their etag."""
+        ...
+
+    def save(self, outcomes: Sequence[Outcome], model: ModelInfo, ticket: RunTicket, *, max_attempts: int) -> None:
+        """Writes a batch in one transaction, under keys that make repeating it harmless."""
+        ...
+
+    def take_lease(self, claim: LeaseClaim) -> RunTicket:
+        """The right to write; raises LeaseHeld."""
+        ...
+
+    def renew_lease(self, ticket: RunTicket, seconds: int) -> None:
+        """Keeps that right; raises LeaseLost."""
+        ...
+
+    def free_lease(self, ticket: RunTicket) -> None:
+        """Gives it back."""
+        ...
+
+    def start_run(self, start: RunStart) -> None:
+        """Writes that a run has begun."""
+        ...
+
+    def end_run(self, run_id: str, end: RunEnd) -> None:
+        """Writes how a run ended, with its counts."""
+        ...
+
+    def counts(self, run_id: str) -> Counts:
+        """What a run has finished so far, as the store has it."""
+        ...

@@ -1,0 +1,126 @@
+"""One run, from its lease to its record: who may write, how it is kept, and what is said of it at the end."""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vehclass.batch.pipeline import Hands, Job, Watch, classify_new
+from vehclass.batch.ports import Store
+from vehclass.errors import ExitCode, Interrupted, LeaseLost, VehclassError
+from vehclass.records import Counts, LeaseClaim, RunEnd, RunStart, RunTicket, now
+
+LEASE_SECONDS: Final = 120
+HEARTBEAT_SECONDS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that came to its end by itself: its id, exit code, and counts as the store has them."""
+
+    run_id: str
+    exit_code: ExitCode
+    counts: Counts
+
+
+def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) -> Finished:
+    """Takes the lease, classifies what is new, and records how it ended, whatever happens.
+
+    `settings` is JSON without secrets. Raises LeaseHeld when another run is at it, Interrupted when
+    `watch.stop` was set, and whatever stopped the work.
+    """
+    store, model = hands.store, hands.classifier.info
+    run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    key = f"{hands.source.url} {model.version}"
+    ticket = store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
+    store.start_run(RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname()))
+    try:
+        with _heartbeat(store, ticket, watch):
+            classify_new(job, hands, ticket, watch)
+        if watch.stop.is_set():
+            raise Interrupted(signal=watch.signal.name, exit_code=ExitCode(128 + watch.signal))
+    except LeaseLost:
+        raise
+    except BaseException as error:
+        _record_failure(store, run_id, error, watch)
+        store.free_lease(ticket)
+        raise
+    counts = store.counts(run_id)
+    code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
+    store.end_run(run_id, RunEnd("done", code, None, watch.progress.listed, watch.progress.new))
+    store.free_lease(ticket)
+    return Finished(run_id, code, counts)
+
+
+def _record_failure(store: Store, run_id: str, error: BaseException, watch: Watch) -> None:
+    """Writes why a run stopped; when the store is what failed, the first error is the one to tell."""
+    status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    code = error.exit_code if isinstance(error, VehclassError) else ExitCode.FAILED
+    message = str(error) or type(error).__name__
+    try:
+        store.end_run(run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
+    except VehclassError as second:
+        error.add_note(f"The run's end could not be recorded either: {second}")
+
+
+@contextmanager
+def _heartbeat(store: Store, ticket: RunTicket, watch: Watch) -> Iterator[None]:
+    """Renews the lease in the background; a lease that is lost stops the run, and its next save refuses."""
+    over = threading.Event()
+    lost: list[LeaseLost] = []
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            try:
+                store.renew_lease(ticket, LEASE_SECONDS)
+            except LeaseLost as error:
+                lost.append(error)
+                watch.stop.set()
+                return
+            except VehclassError:
+                continue  # a locked store: the lease outlives several beats, and saving will tell
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if lost:
+        raise lost[0]
+
+
+def identity() -> str:
+    """Who holds a lease: host, process id, when it started, and which boot and process space it is of."""
+    return f"{socket.gethostname()} {os.getpid()} {_start_ticks(os.getpid())} {_world()}"
+
+
+def is_gone(holder: str) -> bool:
+    """Whether a holder was a process of this very machine and has ended; a holder elsewhere may be alive."""
+    host, pid, started, world = [*holder.split(" "), "", "", ""][:4]
+    if host != socket.gethostname() or world != _world() or world == "unknown":
+        return False
+    return _start_ticks(int(pid)) != started
+
+
+def _start_ticks(pid: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), field 22); '' when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _world() -> str:
+    """This boot of this machine and this container's process numbers; 'unknown' where the system tells neither."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return "unknown"

@@ -1,0 +1,54 @@
+"""Where photos are: `open_source(where)` chooses by what the name looks like."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from vehclass.errors import SourceNotFound, UsageError
+
+if TYPE_CHECKING:
+    from vehclass.sources.blob import BlobOptions, BlobSource
+    from vehclass.sources.folder import FolderSource
+
+_CONTAINER_NAME: Final = re.compile(r"(?:\$root|[a-z0-9](?:-?[a-z0-9]){2,62})")
+
+
+def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSource":
+    """The source behind a name.
+
+    A folder's path; a container's name, in the storage account of the settings; az://ACCOUNT/CONTAINER/PREFIX;
+    or https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX, with or without a SAS. A folder that exists
+    goes before a container of the same name. Raises UsageError or SourceNotFound.
+    """
+    from vehclass.sources.folder import FolderSource
+
+    parts = urlsplit(where) if "://" in where else None
+    match parts.scheme if parts else "":
+        case "":
+            if Path(where).exists() or not _CONTAINER_NAME.fullmatch(where):
+                return FolderSource(Path(where))
+            if not options.account_known:
+                raise SourceNotFound(
+                    where=where,
+                    reason="there is no such folder, and no storage account is set that could have such a container; "
+                    "set AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING",
+                )
+            from vehclass.sources.blob import open_container
+
+            return open_container(options, container=where)
+        case "file":
+            assert parts is not None
+            return FolderSource(Path(unquote(parts.path)))
+        case "az":
+            assert parts is not None
+            container, _, prefix = unquote(parts.path).lstrip("/").partition("/")
+            from vehclass.sources.blob import open_container
+
+            return open_container(options, container=container, prefix=prefix, account=parts.netloc)
+        case "https" | "http":
+            from vehclass.sources.blob import open_url
+
+            return open_url(options, where)
+        case other:
+            raise UsageError(reason=f"{other}:// is no source; name a folder, a container, az://... or https://....")

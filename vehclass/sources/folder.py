@@ -1,0 +1,92 @@
+"""A folder as a source of photos: every file below it, as it is met, with size and time as its etag."""
+
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from vehclass.errors import ReadError, SourceNotFound
+from vehclass.records import ImageRef, image_id
+
+PAGE: Final = 1_000
+
+
+class FolderSource:
+    """The files of a folder and of the folders in it.
+
+    Names are paths below the folder with `/` between parts. Links to files are followed, links to folders
+    are not, since they may lead in circles.
+    """
+
+    concurrency = 4  # reading from a disk hides behind decoding with few threads
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise SourceNotFound(where=root, reason="it is a file, not a folder" if root.exists() else "there is no such folder")
+        self._root = root.resolve()
+        self.url = self._root.as_uri()
+
+    def list(self, prefix: str = "") -> Iterator[list[ImageRef]]:
+        """Every file under a prefix, in pages; flat memory however many there are."""
+        page: list[ImageRef] = []
+        for name, entry in self._walk("", prefix):
+            page.append(self._ref(name, entry))
+            if len(page) == PAGE:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    def _walk(self, below: str, prefix: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+        try:
+            entries = os.scandir(self._root / below)
+        except OSError as error:
+            raise SourceNotFound(where=self._root / below, reason=error.strerror or "it cannot be listed") from error
+        folders = []
+        with entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
+                        folders.append(f"{name}/")
+                elif name.startswith(prefix) and not (entry.is_symlink() and entry.is_dir()):
+                    yield name, entry
+        for folder in sorted(folders):
+            yield from self._walk(folder, prefix)
+
+    def _ref(self, name: str, entry: "os.DirEntry[str]") -> ImageRef:
+        try:
+            facts = entry.stat()
+            etag, size, modified = _etag(facts), facts.st_size, facts.st_mtime
+        except OSError:  # a link that leads nowhere: it is listed all the same, and reading it will tell
+            etag, size, modified = "gone", 0, 0.0
+        return ImageRef(image_id(self.url, name), self.url, name, etag, size, datetime.fromtimestamp(modified, UTC))
+
+    def read(self, ref: ImageRef) -> bytes:
+        """The file's bytes, if it is still the one that was listed."""
+        try:
+            # Opened without waiting: a named pipe would otherwise hold the reader for ever.
+            handle = os.open(self._root / ref.name, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError as error:
+            raise ReadError("vanished", "It was gone when it was to be read.") from error
+        except PermissionError as error:
+            raise ReadError("forbidden", "The system does not let this user read it.") from error
+        except OSError as error:
+            raise ReadError("unreadable", f"It cannot be opened: {error.strerror}.") from error
+        with os.fdopen(handle, "rb") as file:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode):
+                raise ReadError("not_a_file", "It is a pipe, a socket or a device.", permanent=True)
+            try:
+                data = file.read()
+            except OSError as error:
+                raise ReadError("unreadable", f"The disk could not read it: {error.strerror}.") from error
+            if _etag(os.fstat(handle)) != ref.etag or len(data) != ref.size:
+                raise ReadError("replaced", "It changed after it was listed; the next run takes it up.")
+        return data
+
+
+def _etag(facts: os.stat_result) -> str:
+    return f"{facts.st_size:x}-{facts.st_mtime_ns:x}"

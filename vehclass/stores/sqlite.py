@@ -1,0 +1,164 @@
+"""SQLite as a database for the SQL store: opening, migrating, running named queries, and its errors as ours.
+
+One connection, shared by the threads of a process under a lock, with a rollback journal and
+synchronous=FULL: what was acknowledged survives a power cut. Why not WAL: one writer gains nothing from
+it here, it does not work on network shares, and SQLite before 3.51.3 (Debian 12 has 3.40) could corrupt a
+database when a WAL was reset.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from vehclass.errors import StoreBusy, StoreError, StoreForeign, StoreNotFound, UsageError, VehclassError
+from vehclass.records import iso, now
+from vehclass.stores.queries import migrations, named_queries
+
+APPLICATION_ID: Final = 0x76656863  # 'vehc', in the file's header
+Row = Sequence[Any]
+
+
+class SqliteDatabase:
+    """A database file of ours, or one in memory (path None)."""
+
+    def __init__(self, path: Path | None, *, create: bool, busy_seconds: float = 30.0) -> None:
+        self.url = f"sqlite:///{path}" if path else "sqlite://"
+        self._busy_seconds = busy_seconds
+        self._queries = named_queries("sqlite")
+        self._lock = threading.RLock()
+        if path is not None and not path.exists():
+            if not create:
+                raise StoreNotFound(url=self.url)
+            if not path.parent.is_dir():
+                raise UsageError(reason=f"The folder {path.parent} of the store does not exist. Make it, or name another with --store.")
+        target = path.absolute().as_uri() + ("?mode=rwc" if create else "?mode=rw") if path else ":memory:"
+        with self._explained():
+            self._connection = sqlite3.connect(
+                target, timeout=busy_seconds, isolation_level=None, check_same_thread=False, uri=True
+            )
+        try:
+            self._check_ours()
+            with self._explained():
+                self._connection.execute("PRAGMA synchronous = FULL")
+                if create:
+                    self._connection.execute("PRAGMA journal_mode = TRUNCATE").fetchone()
+                    self._migrate()
+        except VehclassError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the connection."""
+        with self._lock:
+            self._connection.close()
+
+    @property
+    def schema_version(self) -> int:
+        """The number of the last migration that was applied."""
+        with self._lock, self._explained():
+            return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def query(self, name: str, **values: object) -> list[Row]:
+        """All rows of a named query."""
+        with self._lock, self._explained():
+            return self._connection.execute(self._queries[name], values).fetchall()
+
+    def records(self, name: str, **values: object) -> list[dict[str, Any]]:
+        """All rows of a named query, as dictionaries by column."""
+        with self._lock, self._explained():
+            cursor = self._connection.execute(self._queries[name], values)
+            columns = [column[0] for column in cursor.description]
+            return [dict(zip(columns, row, strict=True)) for row in cursor]
+
+    def execute(self, name: str, **values: object) -> int:
+        """Runs a named query that changes rows; returns how many."""
+        with self._lock, self._explained():
+            return self._connection.execute(self._queries[name], values).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is run inside is kept together, or not at all."""
+        with self._lock, self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def quick_check(self) -> str:
+        """SQLite's own check of the file: 'ok', or the first thing wrong."""
+        with self._lock, self._explained():
+            return str(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+    def _check_ours(self) -> None:
+        with self._explained():
+            ident = int(self._connection.execute("PRAGMA application_id").fetchone()[0])
+            tables = int(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+            version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        if ident != APPLICATION_ID and tables:
+            raise StoreForeign(url=self.url, reason="it is a database of another program")
+        known = migrations("sqlite")[-1][0]
+        if ident == APPLICATION_ID and version > known:
+            raise StoreForeign(url=self.url, reason=f"a newer vehclass made it (schema {version}, this one knows {known})")
+
+    def _migrate(self) -> None:
+        """Applies what is missing, each migration and its record in one transaction."""
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] == migrations("sqlite")[-1][0]:
+            return
+        for number, name, text in migrations("sqlite"):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                if self._connection.execute("PRAGMA user_version").fetchone()[0] < number:
+                    self._connection.execute(
+                        "CREATE TABLE IF NOT EXISTS schema_migration"
+                        " (version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT"
+                    )
+                    for statement in statements(text):
+                        self._connection.execute(statement)
+                    self._connection.execute("INSERT INTO schema_migration VALUES (?, ?, ?)", (number, name, iso(now())))
+                    self._connection.execute(f"PRAGMA user_version = {number:d}")
+                    self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors as ours, by its result code."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            # The lower eight bits are the kind; the upper ones say where it happened.
+            kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StoreBusy(service=self.url, url=self.url, seconds=f"{self._busy_seconds:g}", reason="locked") from error
+            if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise StoreForeign(url=self.url, reason="it is not a SQLite database, or a damaged one") from error
+            raise StoreError(url=self.url, reason=_REASONS.get(kind, str(error))) from error
+
+
+_REASONS: Final[Mapping[int, str]] = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "the file or its folder is read-only",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened or made there",
+    sqlite3.SQLITE_IOERR: "the disk reports an error",
+    sqlite3.SQLITE_PERM: "permission is denied",
+}
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one, so that all of them fit in one transaction."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
