@@ -16,22 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  (registered before threads start)
 
 from vehclass.errors import DecodeError
+from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, READERS
 from vehclass.records import ImageFacts
 
 Pixels = NDArray[np.uint8]
 
-DEFAULT_FORMATS: Final = ("jpeg", "png", "webp")
-# What may be allowed on purpose, and Pillow's name for it.
-READERS: Final = {
-    "jpeg": "JPEG",
-    "png": "PNG",
-    "webp": "WEBP",
-    "avif": "AVIF",
-    "bmp": "BMP",
-    "gif": "GIF",
-    "tiff": "TIFF",
-}
-DEFAULT_MAX_PIXELS: Final = 100_000_000
 # Above this an image may take hundreds of megabytes while it is decoded, so such are decoded one at a time.
 GIANT_PIXELS: Final = 25_000_000
 ORIENTATION_TAG: Final = 0x0112

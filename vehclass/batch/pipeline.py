@@ -5,11 +5,11 @@ with one or the other, and a GPU is fed by whichever lane is ready. One photo in
 """
 
 import fnmatch
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from signal import SIGINT, Signals
 from typing import Final
 
 import numpy as np
@@ -83,7 +83,7 @@ class Watch:
     tell: Callable[[Progress], None] = lambda progress: None
     progress: Progress = field(default_factory=Progress)
     stop: threading.Event = field(default_factory=threading.Event)
-    signal: signal.Signals = signal.SIGINT
+    signal: Signals = SIGINT
 
 
 def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> None:

@@ -27,6 +27,10 @@ class Source(Protocol):
     url: str  # canonical, without secrets: part of every image's key
     concurrency: int  # how many reads it likes at a time
 
+    def check(self) -> None:
+        """Raises what is wrong with the source as a whole, before any work."""
+        ...
+
     def list(self, prefix: str) -> Iterator[list[ImageRef]]:
         """Every image under a prefix, page by page, in no promised order."""
         ...
@@ -72,8 +76,8 @@ class Store(Protocol):
         """Gives it back."""
         ...
 
-    def start_run(self, start: RunStart) -> None:
-        """Writes that a run has begun."""
+    def start_run(self, start: RunStart, model: ModelInfo) -> None:
+        """Writes that a run of a model has begun; goes before the first save."""
         ...
 
     def end_run(self, run_id: str, end: RunEnd) -> None:

@@ -38,7 +38,8 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     key = f"{hands.source.url} {model.version}"
     ticket = store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
-    store.start_run(RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname()))
+    start = RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname())
+    store.start_run(start, model)
     try:
         with _heartbeat(store, ticket, watch):
             classify_new(job, hands, ticket, watch)

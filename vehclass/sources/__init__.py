@@ -8,7 +8,8 @@ from urllib.parse import unquote, urlsplit
 from vehclass.errors import SourceNotFound, UsageError
 
 if TYPE_CHECKING:
-    from vehclass.sources.blob import BlobOptions, BlobSource
+    from vehclass.sources.blob import BlobSource
+    from vehclass.sources.blob_options import BlobOptions
     from vehclass.sources.folder import FolderSource
 
 _CONTAINER_NAME: Final = re.compile(r"(?:\$root|[a-z0-9](?:-?[a-z0-9]){2,62})")

@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +31,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound, UsageError
 from vehclass.records import ImageRef, image_id
+from vehclass.sources.blob_options import BlobOptions
 
 T = TypeVar("T")
 
@@ -44,23 +44,6 @@ SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try 
 BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later
 LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class BlobOptions:
-    """How to reach a storage account; what is a secret is never shown."""
-
-    connection_string: str | None = None
-    account: str | None = None
-    account_key: str | None = None
-    sas_token: str | None = None
-    concurrency: int = 16
-    allow_http: bool = False
-
-    @property
-    def account_known(self) -> bool:
-        """Whether a container's name alone can be found."""
-        return bool(self.connection_string or self.account)
 
 
 def open_container(options: BlobOptions, *, container: str, prefix: str = "", account: str | None = None) -> "BlobSource":
@@ -144,6 +127,10 @@ class BlobSource:
         endpoint = urlsplit(client.url)
         self.url = f"{endpoint.scheme}://{(endpoint.netloc).lower()}{unquote(endpoint.path)}"
         self._probe_turn = threading.Lock()
+
+    def check(self) -> None:
+        """Asks for one name: raises SourceNotFound, AccessDenied or ServiceUnreachable."""
+        self._ask(lambda: next(self._client.list_blobs(results_per_page=1).by_page(), None), "list")
 
     def list(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""

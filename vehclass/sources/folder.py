@@ -28,6 +28,10 @@ class FolderSource:
         self._root = root.resolve()
         self.url = self._root.as_uri()
 
+    def check(self) -> None:
+        """Raises SourceNotFound when the folder cannot be listed."""
+        next(self._walk("", "\0"), None)
+
     def list(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every file under a prefix, in pages; flat memory however many there are."""
         page: list[ImageRef] = []

@@ -34,8 +34,7 @@ class SqlStore:
     def __init__(self, database: SqliteDatabase) -> None:
         self._db = database
         self.url = database.url
-        self._models: dict[str, int] = {}
-        self._label_seqs: dict[str, str] = {}
+        self._models: dict[str, tuple[int, str]] = {}  # by version: its number, and its labels' numbers as JSON
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -55,9 +54,9 @@ class SqlStore:
     def save(self, outcomes: Sequence[Outcome], model: ModelInfo, ticket: RunTicket, *, max_attempts: int) -> None:
         """Writes a batch in one transaction; the same batch again changes nothing. Raises LeaseLost."""
         at = iso(now())
+        model_seq, label_seqs = self._models[model.version]
         with self._db.transaction():
             self._guard(ticket)
-            model_seq = self._model_seq(model)
             self._db.execute("save_images", images=json.dumps([_image_row(one) for one in outcomes]), now=at)
             self._db.execute(
                 "save_outcomes",
@@ -79,25 +78,12 @@ class SqlStore:
                 self._db.execute(
                     "save_probabilities",
                     probabilities=json.dumps(shares, allow_nan=False),
-                    label_seqs=self._label_seqs[model.version],
+                    label_seqs=label_seqs,
                 )
 
     def _guard(self, ticket: RunTicket) -> None:
         if not self._db.query("holds_lease", **asdict(ticket)):
             raise LeaseLost(holder="a later run")
-
-    def _model_seq(self, model: ModelInfo) -> int:
-        """The model's number, with its tasks and labels written on first use."""
-        if model.version not in self._models:
-            self._db.execute("add_model", version=model.version, name=model.name, now=iso(now()))
-            seq = int(self._db.query("model_seq", version=model.version)[0][0])
-            tasks = [(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)]
-            labels = [(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)]
-            self._db.execute("add_tasks", tasks=json.dumps(tasks), model_seq=seq)
-            self._db.execute("add_labels", labels=json.dumps(labels), model_seq=seq)
-            self._label_seqs[model.version] = json.dumps([row[0] for row in self._db.query("label_seqs", model_seq=seq)])
-            self._models[model.version] = seq
-        return self._models[model.version]
 
     # --- runs and leases ---
 
@@ -130,9 +116,18 @@ class SqlStore:
         """Gives the lease back; nothing happens when it is another's by now."""
         self._db.execute("free_lease", **asdict(ticket))
 
-    def start_run(self, start: RunStart) -> None:
-        """Writes that a run has begun."""
-        self._db.execute("start_run", **asdict(start), now=iso(now()))
+    def start_run(self, start: RunStart, model: ModelInfo) -> None:
+        """Writes that a run has begun, and the model's tasks and labels where they are not there yet."""
+        tasks = [(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)]
+        labels = [(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)]
+        with self._db.transaction():
+            self._db.execute("start_run", **asdict(start), now=iso(now()))
+            self._db.execute("add_model", version=model.version, name=model.name, now=iso(now()))
+            seq = int(self._db.query("model_seq", version=model.version)[0][0])
+            self._db.execute("add_tasks", tasks=json.dumps(tasks), model_seq=seq)
+            self._db.execute("add_labels", labels=json.dumps(labels), model_seq=seq)
+            label_seqs = json.dumps([row[0] for row in self._db.query("label_seqs", model_seq=seq)])
+        self._models[model.version] = (seq, label_seqs)
 
     def end_run(self, run_id: str, end: RunEnd) -> None:
         """Writes how a run ended, with the counts as this store has them."""

@@ -61,19 +61,19 @@ class SqliteDatabase:
         with self._lock, self._explained():
             return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
-    def query(self, name: str, **values: object) -> list[Row]:
+    def query(self, name: str, /, **values: object) -> list[Row]:
         """All rows of a named query."""
         with self._lock, self._explained():
             return self._connection.execute(self._queries[name], values).fetchall()
 
-    def records(self, name: str, **values: object) -> list[dict[str, Any]]:
+    def records(self, name: str, /, **values: object) -> list[dict[str, Any]]:
         """All rows of a named query, as dictionaries by column."""
         with self._lock, self._explained():
             cursor = self._connection.execute(self._queries[name], values)
             columns = [column[0] for column in cursor.description]
             return [dict(zip(columns, row, strict=True)) for row in cursor]
 
-    def execute(self, name: str, **values: object) -> int:
+    def execute(self, name: str, /, **values: object) -> int:
         """Runs a named query that changes rows; returns how many."""
         with self._lock, self._explained():
             return self._connection.execute(self._queries[name], values).rowcount

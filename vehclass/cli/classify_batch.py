@@ -1,0 +1,253 @@
+"""`vehclass classify-batch`: the main job."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vehclass.cli import options, show
+from vehclass.errors import StoreNotFound
+from vehclass.settings import Settings
+
+if TYPE_CHECKING:
+    from vehclass.batch.pipeline import Hands, Job, Watch
+    from vehclass.batch.runs import Finished
+    from vehclass.stores.sql import SqlStore
+
+STOP_SECONDS = 19.0  # after a signal; what has not been saved by then stays new for the next run
+
+
+def classify_batch(
+    container: options.Container,
+    model: options.Model = None,
+    store: options.Store = None,
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.", show_default=False)] = "",
+    include: Annotated[list[str] | None, typer.Option(help="Only names like this, such as '*.jpg'; may be repeated.", show_default=False)] = None,
+    since: Annotated[str | None, typer.Option(help="Only images modified since a date (2026-11-01) or an age (24h, 7d).", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many new images.", show_default=False)] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined images again, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much is new and how long it would take; write nothing.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass takes. (default: auto)", show_default=False)] = None,
+    runtime: options.Runtime = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that decode and classify. (default: one a core)", show_default=False)] = None,
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Stop with exit code 2 when no GPU can be used.")] = False,
+    max_failure_rate: Annotated[float | None, typer.Option(help="Stop with exit code 1 when more than this share fails, from 100 images on. (default: 0.5)", show_default=False)] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Classify the new images of a container and write the results to a store.
+
+    New is what this model has no result for, at the content that is there now. A run that was stopped, or
+    killed, goes on when the same command is run again.
+
+    Example: vehclass classify-batch --container uploads --model models/sample
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some images failed, 4 another run is at it,
+    5 a service cannot be reached, 130 or 143 stopped by a signal.
+    """
+    began = time.monotonic()
+    settings = options.given(
+        model=model,
+        store=store,
+        batch_size=batch_size,
+        runtime=runtime,
+        threads=threads,
+        max_failure_rate=max_failure_rate,
+    )
+    from vehclass.batch.pipeline import Job, Watch
+
+    job = Job(
+        prefix=prefix,
+        include=tuple(include or ()),
+        since=options.moment(since, "--since"),
+        limit=limit,
+        retry_failed=retry_failed,
+        max_failure_rate=settings.max_failure_rate,
+        max_attempts=settings.max_attempts,
+        max_bytes=settings.max_bytes,
+        lanes=settings.threads or options.cores(),
+    )
+    with _hands(settings, container, job, require_gpu=require_gpu, writing=not dry_run) as (hands, results):
+        if dry_run:
+            _dry_run(job, hands, as_json=as_json)
+            return
+        from vehclass.batch import runs
+
+        asked = {"container": hands.source.url, "prefix": prefix, "include": job.include, "since": since, "limit": limit}
+        record = json.dumps({**asked, "retry_failed": retry_failed, **_settings_of_a_run(settings)})
+        watch = Watch()
+        with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
+            watch.tell = tell
+            finished = runs.run(job, hands, watch, command="classify-batch", settings=record)
+        if as_json:
+            show.print_json(_as_document(hands, results, watch, finished, time.monotonic() - began))
+        else:
+            _summary(hands, results, watch, finished, time.monotonic() - began, settings, top_k)
+    raise typer.Exit(int(finished.exit_code))
+
+
+@contextmanager
+def _hands(
+    settings: Settings, container: str, job: "Job", *, require_gpu: bool, writing: bool
+) -> "Iterator[tuple[Hands, SqlStore]]":
+    """Source, model and store, each checked before any work: the source first, since it asks the least."""
+    from vehclass import imaging
+    from vehclass.batch.pipeline import Hands
+    from vehclass.model.classifier import Classifier
+    from vehclass.sources import open_source
+    from vehclass.stores import open_store
+
+    folder = options.model_folder(settings)
+    source = open_source(container, options.blob_options(settings))
+    source.check()
+    try:
+        results = open_store(settings.store, create=writing, busy_seconds=settings.store_wait)
+    except StoreNotFound:
+        results = open_store("sqlite://", create=True)  # a dry run on nothing: an empty store in memory
+    classifier = Classifier.open(
+        folder, kind=settings.runtime, batch_size=settings.batch_size, threads=job.lanes, require_gpu=require_gpu
+    )
+    decode = partial(
+        imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
+    )
+    try:
+        yield Hands(source, decode, classifier, results), results
+    finally:
+        results.close()
+
+
+def _settings_of_a_run(settings: Settings) -> dict[str, object]:
+    """What a run's record keeps of the settings: all but secrets and defaults."""
+    return {str(one["setting"]): one["value"] for one in settings.shown() if one["origin"] != "default" and one["value"] != "(set)"}
+
+
+@contextmanager
+def _stopped_by_signals(watch: "Watch", *, quiet: bool) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after what is in hand; twice, or when that takes too long, at once.
+
+    Leaving at once is safe: what was saved is saved, and a batch is saved whole or not at all.
+    """
+    import os
+    import threading
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if watch.stop.is_set():
+            os._exit(128 + number)
+        watch.signal = signal.Signals(number)
+        watch.stop.set()
+        last = threading.Timer(STOP_SECONDS, os._exit, (128 + number,))
+        last.daemon = True
+        last.start()
+        if not quiet:
+            os.write(2, b"\nvehclass: stopping; finishing what is in hand ...\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
+    from vehclass.batch.pipeline import Watch, count_new, outcomes_of
+
+    watch = Watch()
+    with _stopped_by_signals(watch, quiet=as_json):
+        first = count_new(job, hands, watch)
+        began = time.monotonic()
+        tried = sum(len(outcomes) for outcomes in outcomes_of(replace(job, limit=None), hands, iter(first), Watch()))
+        seconds = time.monotonic() - began
+    progress = watch.progress
+    estimate = progress.new * seconds / tried if tried else 0.0
+    if as_json:
+        show.print_json(
+            {
+                "dry_run": True,
+                "source": hands.source.url,
+                "model": hands.classifier.info.key,
+                "store": hands.store.url,
+                "listed": progress.listed,
+                "new": progress.new,
+                "bytes": progress.bytes_new,
+                "estimated_seconds": round(estimate, 1),
+                "tried": tried,
+            }
+        )
+        return
+    show.say(f"{progress.new:,} of {progress.listed:,} images are new to {hands.classifier.info.key}: {show.size(progress.bytes_new)}.")
+    if tried:
+        show.say(f"That would take about {show.duration(estimate)}, at {tried / seconds:,.0f} images/s as tried on {tried} of them.")
+    show.say("Nothing was written.")
+
+
+def _as_document(hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float) -> dict[str, Any]:
+    counts = finished.counts
+    return {
+        "run_id": finished.run_id,
+        "exit_code": int(finished.exit_code),
+        "source": hands.source.url,
+        "model": hands.classifier.info.key,
+        "store": hands.store.url,
+        "listed": watch.progress.listed,
+        "new": watch.progress.new,
+        "classified": counts.classified,
+        "failed": counts.failed,
+        "quarantined": counts.quarantined,
+        "needs_review": counts.needs_review,
+        "seconds": round(seconds, 2),
+        "summary": results.run_summary(finished.run_id),
+        "failures": results.failure_codes(finished.run_id),
+    }
+
+
+def _summary(
+    hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float, settings: Settings, top_k: int
+) -> None:
+    counts, progress = finished.counts, watch.progress
+    if not counts.done:
+        show.say(f"Nothing is new: {hands.classifier.info.key} has looked at all {progress.listed:,} images of {hands.source.url} before.")
+        return
+    labels = _top_labels(results.run_summary(finished.run_id), top_k)
+    show.table(
+        None,
+        ("task", "label", "images", "share", "mean probability", "to review"),
+        [
+            (row["task"], row["label"], f"{row['images']:,}", show.percent(row["images"] / counts.classified), f"{row['mean_probability']:.3f}", f"{row['needs_review']:,}")
+            for row in labels
+        ],
+        right=("images", "share", "mean probability", "to review"),
+    )  # fmt: skip
+    if counts.failed:
+        from vehclass.records import ResultFilter
+
+        shown = results.first_results("failures", ResultFilter(run_id=finished.run_id), 10)
+        show.table(
+            f"{counts.failed:,} image{'s' if counts.failed != 1 else ''} failed",
+            ("name", "stage", "code", "why"),
+            [(row["name"], row["stage"], row["code"], row["message"]) for row in shown],
+        )
+        if counts.failed > len(shown):
+            show.say(f"... and {counts.failed - len(shown):,} more: vehclass results list --failures --run {finished.run_id}\n")
+    rate = counts.done / seconds
+    show.say(
+        f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, of {progress.listed:,} listed, "
+        f"in {show.duration(seconds)} ({rate:,.0f} images/s from start to end) on {hands.classifier.runtime.device}."  # type: ignore[attr-defined]
+    )
+    show.say(f"Run {finished.run_id}, saved to {settings.store}.")
+
+
+def _top_labels(rows: list[dict[str, Any]], top_k: int) -> list[dict[str, Any]]:
+    """The most frequent labels of each task, the tasks in their order."""
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    return [row for group in by_task.values() for row in sorted(group, key=lambda row: -row["images"])[:top_k]]

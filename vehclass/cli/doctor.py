@@ -1,0 +1,123 @@
+"""`vehclass doctor`: is everything here that a run needs?"""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from vehclass import __version__
+from vehclass.cli import options, show
+from vehclass.errors import ExitCode, VehclassError
+from vehclass.settings import Settings
+
+PACKAGES = ("keras", "tensorflow", "openvino", "pillow", "numpy", "azure-storage-blob", "azure-identity", "azure-cosmos", "pyodbc", "pyarrow")
+
+
+def doctor(
+    container: Annotated[str | None, typer.Option("--container", "-c", help="Also try to list this source.", show_default=False)] = None,
+    model: options.Model = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show versions, devices and settings, and try the model, the store and the source.
+
+    Secrets are never shown. Exit code 1 when something that was named does not work.
+
+    Example: vehclass doctor --container uploads --model models/sample
+    """
+    settings = options.given(model=model, store=store)
+    report = {
+        "vehclass": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": options.cores(),
+        "packages": {name: _installed(name) for name in PACKAGES},
+        "sqlite": _sqlite(),
+        "odbc_drivers": _odbc(),
+        "devices": _devices(),
+        "settings": settings.shown(),
+        "checks": _checks(settings, container),
+    }
+    if as_json:
+        show.print_json(report)
+    else:
+        _print(report)
+    if any(check["ok"] is False for check in report["checks"]):  # type: ignore[attr-defined]
+        raise typer.Exit(int(ExitCode.FAILED))
+
+
+def _print(report: dict[str, Any]) -> None:
+    facts = [(name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_drivers", "devices")]
+    show.table(None, ("", "here"), [(name.replace("_", " "), value) for name, value in facts] + list(report["packages"].items()))
+    show.table(
+        "Settings in force",
+        ("setting", "value", "from", "environment"),
+        [(row["setting"], "" if row["value"] is None else row["value"], row["origin"], row["environment"]) for row in report["settings"]],
+    )
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    show.table("Checks", ("", "", "what"), [(check["name"], marks[check["ok"]], check["message"]) for check in report["checks"]])
+
+
+def _checks(settings: Settings, container: str | None) -> list[dict[str, object]]:
+    def the_model() -> str:
+        from vehclass.model.classifier import Classifier
+
+        folder = options.model_folder(settings)
+        classifier = Classifier.open(folder, kind=settings.runtime)
+        return f"{folder.info.key} answers on {classifier.runtime.name} ({classifier.runtime.device})"
+
+    def the_store() -> str:
+        report = options.existing_store(settings).check()
+        return f"{report['url']}: schema {report['schema_version']}, {report['images']:,} images, integrity {report['integrity']}"
+
+    def the_source() -> str:
+        from vehclass.sources import open_source
+
+        source = open_source(container or "", options.blob_options(settings))
+        source.check()
+        return f"{source.url} can be listed"
+
+    def attempt(name: str, wanted: bool, look: Callable[[], str], otherwise: str) -> dict[str, object]:
+        if not wanted:
+            return {"name": name, "ok": None, "message": otherwise}
+        try:
+            return {"name": name, "ok": True, "message": look()}
+        except VehclassError as error:
+            return {"name": name, "ok": False, "message": str(error)}
+
+    return [
+        attempt("model", settings.model is not None, the_model, "none named; try --model models/sample"),
+        attempt("store", "store" in settings.origins, the_store, f"none named; a run would use {settings.store}"),
+        attempt("source", container is not None, the_source, "none named; try --container FOLDER"),
+    ]
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _sqlite() -> str:
+    import sqlite3
+
+    return sqlite3.sqlite_version
+
+
+def _odbc() -> str:
+    try:
+        import pyodbc
+    except ImportError:
+        return "no ODBC manager (Debian: apt-get install unixodbc)"
+    return ", ".join(pyodbc.drivers()) or "none"
+
+
+def _devices() -> str:
+    import openvino
+
+    core = openvino.Core()
+    return ", ".join(f"{name}: {core.get_property(name, 'FULL_DEVICE_NAME')}" for name in core.available_devices)

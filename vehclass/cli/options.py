@@ -1,0 +1,79 @@
+"""Options that several commands share, and the adapters that they choose."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vehclass.errors import UsageError
+from vehclass.settings import Settings
+
+if TYPE_CHECKING:
+    from vehclass.model.folder import ModelFolder
+    from vehclass.sources.blob import BlobOptions
+    from vehclass.stores.sql import SqlStore
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, such as models/sample.", show_default=False)]
+Store = Annotated[str | None, typer.Option("--store", help="Where results are: sqlite:///FILE. (default: sqlite:///vehclass.db)", show_default=False)]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="What runs the network: auto, openvino or keras. (default: auto)", show_default=False)]
+Container = Annotated[str, typer.Option("--container", "-c", help="A folder, a container's name, az://ACCOUNT/CONTAINER/PREFIX or its https URL.", show_default=False)]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blob_options(settings: Settings) -> "BlobOptions":
+    """The settings of a storage account."""
+    from vehclass.sources.blob_options import BlobOptions
+
+    return BlobOptions(
+        connection_string=settings.storage_connection_string,
+        account=settings.storage_account,
+        account_key=settings.storage_key,
+        sas_token=settings.storage_sas,
+        concurrency=settings.read_concurrency,
+        allow_http=settings.allow_http,
+    )
+
+
+def model_folder(settings: Settings) -> "ModelFolder":
+    """The checked model folder of the settings."""
+    from vehclass.model.folder import open_model
+
+    if not settings.model:
+        raise UsageError(reason="Name a model folder with --model or VEHCLASS_MODEL, such as models/sample.")
+    return open_model(Path(settings.model))
+
+
+def existing_store(settings: Settings) -> "SqlStore":
+    """The store of the settings, which has to be there already."""
+    from vehclass.stores import open_store
+
+    return open_store(settings.store, busy_seconds=settings.store_wait)
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    """A time as people write it: 2026-11-01, 2026-11-01T22:00+01:00, or so long ago: 90m, 24h, 7d. UTC unless said."""
+    if text is None:
+        return None
+    units = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+    if text[-1:] in units and text[:-1].isdigit():
+        return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(reason=f"{option} is {text!r}; write a date (2026-11-01), a time or an age (24h, 7d).") from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def given(**flags: Any) -> Settings:
+    """The settings with these flags on top; a flag that is None was not given."""
+    from vehclass.settings import load
+
+    return load(flags)

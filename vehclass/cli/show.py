@@ -1,0 +1,183 @@
+"""How vehclass looks on a screen: tables, numbers, progress, and names that cannot play tricks on a terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vehclass.batch.pipeline import Progress
+
+LINE_EVERY_SECONDS: Final = 10.0  # where there is no terminal to draw a bar on
+WIDEST: Final = 120
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console on standard output, or on standard error; plain and wide where nobody looks."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made = Console(stderr=stderr, highlight=False, width=WIDEST, no_color=True)
+    return made
+
+
+def plain(text: str) -> str:
+    """Text without control characters: a blob's name may hold terminal escapes, or not be text at all."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    """A table on standard output; columns named in `right` are numbers."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(plain("" if cell is None else str(cell))) for cell in row))
+    console().print(made)
+
+
+def say(text: str = "") -> None:
+    """A line on standard output, as it is."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line for the person who watches, beside the output proper."""
+    console(stderr=True).print(text, markup=False, soft_wrap=True)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return "" if share is None else f"{share:.{digits}%}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+class Speedometer:
+    """Images a second over the last half minute, so that the estimate follows what happens now."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, int]] = [(time.monotonic(), 0)]
+
+    def rate(self, done: int) -> float:
+        """The rate when so many are done."""
+        at = time.monotonic()
+        self._points.append((at, done))
+        while len(self._points) > 2 and self._points[1][0] < at - 30:
+            self._points.pop(0)
+        start, first = self._points[0]
+        return (done - first) / max(1e-6, at - start)
+
+
+@contextmanager
+def watching(*, quiet: bool) -> "Iterator[Any]":
+    """Yields a function that is told the progress of a batch: a live bar on a terminal, lines elsewhere."""
+    screen = console(stderr=True)
+    if quiet:
+        yield lambda progress: None
+    elif screen.is_terminal:
+        with _bar(screen) as tell:
+            yield tell
+    else:
+        yield _lines(screen)
+
+
+@contextmanager
+def _bar(screen: "Console") -> "Iterator[Any]":
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:,.0f} of {task.fields[total_text]}"),
+        TextColumn("{task.fields[speed]}"),
+    )
+    with Progress(*columns, console=screen, transient=True, refresh_per_second=8) as bars:
+        bar = bars.add_task("listing", total=None, total_text="?", speed="")
+        speedometer = Speedometer()
+        last = 0.0
+
+        def tell(progress: "Progress_") -> None:
+            nonlocal last
+            if time.monotonic() - last < 0.1 and not progress.listing_done:
+                return
+            last = time.monotonic()
+            bars.update(
+                bar,
+                description="classifying" if progress.new else "listing",
+                completed=progress.done,
+                total=progress.new if progress.new else None,
+                total_text=f"{progress.new:,}{'' if progress.listing_done else '+'}",
+                speed=_speed(progress, speedometer),
+            )
+
+        yield tell
+
+
+def _lines(screen: "Console") -> Any:
+    speedometer = Speedometer()
+    last = time.monotonic()
+
+    def tell(progress: "Progress_") -> None:
+        nonlocal last
+        if time.monotonic() - last < LINE_EVERY_SECONDS:
+            return
+        last = time.monotonic()
+        total = f"{progress.new:,}{'' if progress.listing_done else '+'}"
+        screen.print(f"{progress.done:,} of {total} images, {_speed(progress, speedometer)}", markup=False)
+
+    return tell
+
+
+def _speed(progress: "Progress_", speedometer: Speedometer) -> str:
+    rate = speedometer.rate(progress.done)
+    parts = [f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"] if progress.done else []
+    if rate > 0 and progress.done and progress.new > progress.done:
+        parts.append(f"{duration((progress.new - progress.done) / rate)}{'' if progress.listing_done else '+'} left")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    return ", ".join(parts)
+
+
+if TYPE_CHECKING:
+    Progress_ = Progress
+else:
+    Progress_ = Any
+
+
+def flush() -> None:
+    """Sends what is printed on its way."""
+    sys.stdout.flush()

@@ -1,0 +1,107 @@
+"""Writes rows to CSV, JSON Lines or Parquet, as they come; a file appears only when it is complete."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final
+
+from vehclass.errors import StoreError, UsageError
+
+Row = dict[str, Any]
+FORMATS: Final = ("csv", "jsonl", "parquet")
+ROW_GROUP: Final = 20_000  # rows of a Parquet group: what is held in memory at a time
+
+COLUMNS: Final = {
+    "predictions": "name source image_id model task label probability needs_review etag run_id classified_at width height sha256".split(),
+    "probabilities": "name source image_id model task label probability etag run_id classified_at".split(),
+    "failures": "name source image_id model stage code message attempts quarantined etag run_id failed_at".split(),
+}  # fmt: skip
+
+
+def format_of(path: Path | None, wanted: str | None) -> str:
+    """The format that was asked for, or that a file's name asks for; CSV on standard output."""
+    name = wanted or (path.suffix.removeprefix(".").lower() if path else "csv")
+    name = {"json": "jsonl", "ndjson": "jsonl"}.get(name, name)
+    if name not in FORMATS:
+        raise UsageError(reason=f"{name or 'No ending'!r} is no format; choose one of {', '.join(FORMATS)} with --format.")
+    if name == "parquet" and path is None:
+        raise UsageError(reason="Parquet needs a file: name one with --out.")
+    return name
+
+
+def write(rows: Iterator[Row], what: str, format: str, path: Path | None) -> int:
+    """Writes all rows of predictions, probabilities or failures; returns how many."""
+    writers: dict[str, Callable[[Iterator[Row], Sequence[str], IO[Any]], int]]
+    writers = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}
+    with _target(path, binary=format == "parquet") as file:
+        return writers[format](rows, COLUMNS[what], file)
+
+
+@contextmanager
+def _target(path: Path | None, *, binary: bool) -> Iterator[IO[Any]]:
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") if binary else part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise StoreError(url=path, reason=error.strerror or str(error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _csv(rows: Iterator[Row], columns: Sequence[str], file: IO[Any]) -> int:
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(columns)
+    count = 0
+    for row in rows:
+        table.writerow([cell(row[column]) for column in columns])
+        count += 1
+    return count
+
+
+def cell(value: object) -> object:
+    """A value for CSV: text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def _jsonl(rows: Iterator[Row], columns: Sequence[str], file: IO[Any]) -> int:
+    count = 0
+    for row in rows:
+        file.write(json.dumps({column: row[column] for column in columns}, ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def _parquet(rows: Iterator[Row], columns: Sequence[str], file: IO[Any]) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {
+        "probability": pyarrow.float64(),
+        **dict.fromkeys(("needs_review", "quarantined"), pyarrow.bool_()),
+        **dict.fromkeys(("attempts", "width", "height"), pyarrow.int32()),
+    }
+    schema = pyarrow.schema([(column, kinds.get(column, pyarrow.string())) for column in columns])
+    count = 0
+    with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            for row in group:
+                for column in ("needs_review", "quarantined"):
+                    if column in row:
+                        row[column] = bool(row[column])
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+            count += len(group)
+    return count

@@ -1,0 +1,140 @@
+"""Settings from flags, the environment and vehclass.toml, in that order, each with where it came from.
+
+The only reader of os.environ. Secrets come from the environment alone: a file of settings gets copied,
+and committed.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from vehclass.errors import UsageError
+from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, FORMATS
+
+FILE: Final = "vehclass.toml"
+
+
+def _setting(default: Any, env: str, help: str, **checks: Any) -> Any:
+    """A setting: its default, its name in the environment, what it means; checks: least, most, choices, secret."""
+    return field(default=default, metadata={"env": env, "help": help, **checks})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings in force; `origins` says of each where it came from."""
+
+    store: str = _setting("sqlite:///vehclass.db", "VEHCLASS_STORE", "where results go")
+    model: str | None = _setting(None, "VEHCLASS_MODEL", "the model folder to classify with")
+    runtime: str = _setting("auto", "VEHCLASS_RUNTIME", "what runs the network: auto takes Keras on a GPU, OpenVINO on a CPU", choices=("auto", "openvino", "keras"))  # fmt: skip
+    batch_size: int | None = _setting(None, "VEHCLASS_BATCH_SIZE", "images a forward pass takes; auto when unset", least=1, most=4096)
+    threads: int | None = _setting(None, "VEHCLASS_THREADS", "threads that decode and classify; as many as cores when unset", least=1, most=1024)
+    max_failure_rate: float = _setting(0.5, "VEHCLASS_MAX_FAILURE_RATE", "stop when more than this share of the images fails (counted from 100 images on)", least=0.0, most=1.0)  # fmt: skip
+    max_attempts: int = _setting(3, "VEHCLASS_MAX_ATTEMPTS", "runs that try an image before it is quarantined", least=1, most=1000)
+    image_formats: tuple[str, ...] = _setting(DEFAULT_FORMATS, "VEHCLASS_IMAGE_FORMATS", "formats that are decoded, by their bytes", choices=FORMATS)
+    max_pixels: int = _setting(DEFAULT_MAX_PIXELS, "VEHCLASS_MAX_PIXELS", "larger images are refused before they are decoded", least=1)
+    max_bytes: int = _setting(200_000_000, "VEHCLASS_MAX_BYTES", "larger files are refused before they are read", least=1)
+    read_concurrency: int = _setting(16, "VEHCLASS_READ_CONCURRENCY", "blobs read at a time", least=1, most=256)
+    store_wait: float = _setting(30.0, "VEHCLASS_STORE_WAIT", "seconds to wait for a store that another program has locked", least=0.0, most=3600.0)
+    allow_http: bool = _setting(False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted storage endpoint that is not on this machine")
+    storage_account: str | None = _setting(None, "AZURE_STORAGE_ACCOUNT", "the storage account of containers given by name")
+    storage_connection_string: str | None = _setting(None, "AZURE_STORAGE_CONNECTION_STRING", "connection string of a storage account", secret=True)
+    storage_key: str | None = _setting(None, "AZURE_STORAGE_KEY", "account key; Entra ID is used without one", secret=True)
+    storage_sas: str | None = _setting(None, "AZURE_STORAGE_SAS_TOKEN", "shared access signature", secret=True)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def shown(self) -> list[dict[str, object]]:
+        """Every setting with value, origin, environment name and meaning; secrets as '(set)'."""
+        return [
+            {
+                "setting": one.name,
+                "value": "(set)" if one.metadata.get("secret") and getattr(self, one.name) else getattr(self, one.name),
+                "origin": self.origins.get(one.name, "default"),
+                "environment": one.metadata["env"],
+                "meaning": one.metadata["help"],
+            }
+            for one in _fields()
+        ]
+
+
+def _fields() -> list[Any]:
+    return [one for one in fields(Settings) if one.name != "origins"]
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """The settings in force; a flag that is None was not given. Raises UsageError in one sentence."""
+    environment = os.environ if environment is None else environment
+    path = Path(FILE) if file is None else file
+    from_file = _read_file(path)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for one in _fields():
+        env = one.metadata["env"]
+        if flags and flags.get(one.name) is not None:
+            raw, origin = flags[one.name], f"--{one.name.replace('_', '-')}"
+        elif environment.get(env):
+            raw, origin = environment[env], env
+        elif one.name in from_file:
+            raw, origin = from_file[one.name], f"{path.name}: {one.name}"
+        else:
+            continue
+        values[one.name] = _checked(one, raw, origin)
+        origins[one.name] = "flag" if origin.startswith("--") else ("environment" if origin == env else path.name)
+    return Settings(**values, origins=origins)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(reason=f"{path} cannot be read: {error}.") from error
+    known = {one.name: one for one in _fields()}
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(reason=f"{path} has an unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+        if known[name].metadata.get("secret"):
+            raise UsageError(reason=f"{path} holds a secret ({name}). Put it into the environment as {known[name].metadata['env']}.")
+    return content
+
+
+def _checked(one: Any, raw: object, origin: str) -> object:
+    """A raw value as its setting's type, within its bounds."""
+    secret = one.metadata.get("secret")
+    shown = "its value" if secret else repr(raw)
+    kind = str(one.type)
+    try:
+        if "tuple" in kind:
+            parts = raw.split(",") if isinstance(raw, str) else list(raw)  # type: ignore[call-overload]
+            value: Any = tuple(str(part).strip().lower() for part in parts)
+        elif "bool" in kind:
+            value = _BOOLEANS[str(raw).lower()]
+        elif "int" in kind:
+            value = int(str(raw))
+        elif "float" in kind:
+            value = float(str(raw))
+        else:
+            value = str(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        wanted = "yes or no" if "bool" in kind else "a whole number" if "int" in kind else "a number"
+        raise UsageError(reason=f"{origin} is {shown}, where {wanted} is needed.") from error
+    least, most, choices = (one.metadata.get(name) for name in ("least", "most", "choices"))
+    if (least is not None and not value >= least) or (most is not None and not value <= most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise UsageError(reason=f"{origin} is {shown}; it has to be {bounds}.")
+    if choices and not set(value if isinstance(value, tuple) else (value,)) <= set(choices):
+        raise UsageError(reason=f"{origin} is {shown}; choose from {', '.join(choices)}.")
+    return value
+
+
+_BOOLEANS: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

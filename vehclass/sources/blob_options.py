@@ -1,0 +1,20 @@
+"""How to reach a storage account; apart from its adapter, so that a folder is read without loading the SDK."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BlobOptions:
+    """How to reach a storage account; what is a secret is never shown."""
+
+    connection_string: str | None = field(default=None, repr=False)
+    account: str | None = None
+    account_key: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+    concurrency: int = 16
+    allow_http: bool = False
+
+    @property
+    def account_known(self) -> bool:
+        """Whether a container's name alone can be found."""
+        return bool(self.connection_string or self.account)
