@@ -20,6 +20,7 @@ import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,13 +141,15 @@ def background(rng: random.Random, size: tuple[int, int], horizon: int) -> Image
         pen.line((0, y, width, y + rng.uniform(-60, 60)), fill=(205, 200, 186), width=rng.randint(4, 24))
     for _ in range(rng.randint(0, 70)):  # gravel, leaves, puddles
         cx, cy, r = rng.uniform(0, width), rng.uniform(horizon, height), rng.uniform(2, 16)
-        pen.ellipse((cx - 2 * r, cy - r / 2, cx + 2 * r, cy + r / 2), fill=tuple(max(0, c - rng.randint(-40, 40)) for c in near))
+        pen.ellipse(
+            (cx - 2 * r, cy - r / 2, cx + 2 * r, cy + r / 2), fill=tuple(max(0, c - rng.randint(-40, 40)) for c in near)
+        )
     if rng.random() < 0.6:  # out of focus: a small copy, enlarged, blurs faster than a filter
         scene = scene.reduce(rng.randint(2, 6)).resize(size, Image.Resampling.BILINEAR)
     return scene
 
 
-def vehicle_layer(rng: random.Random, labels: Labels, width: int) -> Image.Image:
+def vehicle_layer(rng: random.Random, labels: Labels, width: int) -> Image.Image:  # noqa: C901  (one drawing)
     """The vehicle alone, seen from the side at a slight angle, as RGBA cropped to its wheels."""
     outline = [(x, y) for x, y in OUTLINES[labels.body]]
     length, tall = max(x for x, _ in outline), max(y for _, y in outline) + 0.12
@@ -180,7 +183,11 @@ def vehicle_layer(rng: random.Random, labels: Labels, width: int) -> Image.Image
         pen.polygon(pane, fill=glass, outline=dark, width=line)
         (x0, y0), (x1, y1) = pane[0], pane[2]
         if rng.random() < 0.7:  # a reflection: bright streaks on clean glass too
-            pen.line((x0 * 0.6 + x1 * 0.4, y0 - 6, x0 * 0.4 + x1 * 0.6, y1 + 8), fill=tuple(min(255, c + 60) for c in glass), width=line * 3)
+            pen.line(
+                (x0 * 0.6 + x1 * 0.4, y0 - 6, x0 * 0.4 + x1 * 0.6, y1 + 8),
+                fill=tuple(min(255, c + 60) for c in glass),
+                width=line * 3,
+            )
     for x in (length * 0.42, length * 0.62):  # doors and handles
         pen.line((*at(x, 0.42), *at(x + 0.02, 1.0)), fill=dark, width=line)
         pen.line((*at(x - 0.25, 0.84), *at(x - 0.12, 0.84)), fill=dark, width=line * 3)
@@ -191,13 +198,18 @@ def vehicle_layer(rng: random.Random, labels: Labels, width: int) -> Image.Image
     pen.ellipse((*at(length - 0.4, 0.84), *at(length - 0.02, 0.66)), fill=(236, 232, 206))
     pen.rectangle((*at(-0.02, 0.9), *at(0.14, 0.7)), fill=(168, 20, 22))
     if labels.condition == "damaged":
-        damage(rng, body, shape, panes, metre, paint)
+        damage(rng, body, panes, metre, paint)
     layer = Image.merge("RGBA", (*body.split(), shape))
     pen = ImageDraw.Draw(layer)
     rim = rng.choice([(150, 152, 156), (60, 62, 66), (200, 202, 204)])
     radius = {"van": 0.33, "suv": 0.37, "pickup": 0.38}.get(labels.body, 0.31) * rng.uniform(0.93, 1.07)
     for x in (0.78, length - 0.86):
-        for r, fill in ((radius * 1.18, (16, 16, 18)), (radius, (32, 32, 34)), (radius * 0.66, rim), (radius * 0.2, (40, 40, 44))):
+        for r, fill in (
+            (radius * 1.18, (16, 16, 18)),
+            (radius, (32, 32, 34)),
+            (radius * 0.66, rim),
+            (radius * 0.2, (40, 40, 44)),
+        ):
             cx, cy = at(x, radius + 0.02)
             pen.ellipse((cx - r * metre, cy - r * metre, cx + r * metre, min(high - 1, cy + r * metre)), fill=fill)
     if labels.condition == "dirty":
@@ -228,7 +240,7 @@ def turn(rng: random.Random, layer: Image.Image) -> Image.Image:
     return layer.transform(out, Image.Transform.PERSPECTIVE, tuple(coefficients), Image.Resampling.BILINEAR)
 
 
-def damage(rng: random.Random, body: Image.Image, shape: Image.Image, panes: list[list[Point]], metre: float, paint: Colour) -> None:
+def damage(rng: random.Random, body: Image.Image, panes: list[list[Point]], metre: float, paint: Colour) -> None:
     """Dents, scratches, rust or cracked glass, on the body only; at least two of them."""
     pen = ImageDraw.Draw(body)
     wide, high = body.size
@@ -240,20 +252,35 @@ def damage(rng: random.Random, body: Image.Image, shape: Image.Image, panes: lis
                 r = rng.uniform(0.09, 0.26) * metre
                 dx, dy = rng.uniform(-1, 1) * metre * 0.5, rng.uniform(-0.4, 0.4) * r
                 blot(rng, body, (x + dx, y + dy), r, tuple(int(c * 0.35) for c in paint))
-                pen.arc((x + dx - r, y + dy - r * 0.8, x + dx + r, y + dy + r * 0.8), 20, 170, fill=tuple(min(255, c + 90) for c in paint), width=max(3, int(r * 0.14)))
+                pen.arc(
+                    (x + dx - r, y + dy - r * 0.8, x + dx + r, y + dy + r * 0.8),
+                    20,
+                    170,
+                    fill=tuple(min(255, c + 90) for c in paint),
+                    width=max(3, int(r * 0.14)),
+                )
         elif sign == "scratch":
             bare = rng.choice([(214, 214, 216), (60, 50, 46), (150, 146, 142)])
             for _ in range(rng.randint(3, 8)):
                 reach = rng.uniform(0.3, 1.1) * metre
                 a, b = rng.uniform(-0.25, 0.25) * metre, rng.uniform(-0.16, 0.16) * metre
-                pen.line((x + a, y + b, x + a + reach, y + b + rng.uniform(-0.1, 0.1) * reach), fill=bare, width=rng.randint(3, max(4, int(0.02 * metre))))
+                pen.line(
+                    (x + a, y + b, x + a + reach, y + b + rng.uniform(-0.1, 0.1) * reach),
+                    fill=bare,
+                    width=rng.randint(3, max(4, int(0.02 * metre))),
+                )
         elif sign == "crack":
             pane = rng.choice(panes)
             cx, cy = (sum(p[i] for p in pane) / len(pane) for i in (0, 1))
             web(rng, pen, (cx, cy), 0.32 * metre)
         else:  # a panel torn away: primer and darkness below
-            jag = [(x + rng.uniform(0.06, 0.34) * metre * math.cos(t), y + rng.uniform(0.04, 0.2) * metre * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 11)]
-            pen.polygon(jag, fill=rng.choice([(24, 22, 22), (112, 60, 34), (130, 128, 126)]), outline=(230, 228, 224), width=3)
+            jag = [
+                (x + rng.uniform(0.06, 0.34) * metre * math.cos(t), y + rng.uniform(0.04, 0.2) * metre * math.sin(t))
+                for t in np.linspace(0, 2 * math.pi, 11)
+            ]
+            pen.polygon(
+                jag, fill=rng.choice([(24, 22, 22), (112, 60, 34), (130, 128, 126)]), outline=(230, 228, 224), width=3
+            )
 
 
 def dirt(rng: random.Random, layer: Image.Image, metre: float) -> Image.Image:
@@ -269,7 +296,11 @@ def dirt(rng: random.Random, layer: Image.Image, metre: float) -> Image.Image:
         pen.ellipse((x - r * rng.uniform(0.6, 2.2), y - r, x + r, y + r), fill=rng.randint(120, 255))
     for _ in range(rng.randint(0, 14)):  # runs
         x, y = rng.uniform(0, wide), rng.uniform(0.15, 0.5) * high
-        pen.line((x, y, x + rng.uniform(-8, 8), y + rng.uniform(0.1, 0.5) * metre), fill=rng.randint(70, 150), width=rng.randint(3, 12))
+        pen.line(
+            (x, y, x + rng.uniform(-8, 8), y + rng.uniform(0.1, 0.5) * metre),
+            fill=rng.randint(70, 150),
+            width=rng.randint(3, 12),
+        )
     film = cloud(rng, (wide, high), 24, int(rng.uniform(30, 90)))
     alpha = layer.getchannel("A")
     cover = ImageChops.multiply(ImageChops.lighter(splash, film), alpha)
@@ -283,7 +314,9 @@ def dirt(rng: random.Random, layer: Image.Image, metre: float) -> Image.Image:
 
 def interior(rng: random.Random, labels: Labels, size: tuple[int, int]) -> Image.Image:
     """A dashboard or a row of seats, in cloth, leather or plastic of any colour."""
-    tone = rng.choice([(40, 40, 44), (92, 76, 60), (150, 136, 116), (72, 74, 80), (120, 40, 36), (50, 58, 84), (186, 180, 170)])
+    tone = rng.choice(
+        [(40, 40, 44), (92, 76, 60), (150, 136, 116), (72, 74, 80), (120, 40, 36), (50, 58, 84), (186, 180, 170)]
+    )
     scene = gradient(size, tuple(min(255, c + 50) for c in tone), tuple(c // 2 for c in tone))
     zone = (dashboard if rng.random() < 0.5 else seats)(rng, scene, tone)
     pen = ImageDraw.Draw(scene)
@@ -297,23 +330,44 @@ def interior(rng: random.Random, labels: Labels, size: tuple[int, int]) -> Image
         for _ in range(rng.randint(120, 320)):
             x, y = rng.gauss(cx, 0.16 * width), rng.gauss(cy, 0.11 * height)
             r = rng.uniform(2, 9)
-            pen.polygon([(x + rng.uniform(-r, r), y + rng.uniform(-r, r)) for _ in range(5)], fill=tuple(max(0, c - rng.randint(0, 50)) for c in crumb))
+            pen.polygon(
+                [(x + rng.uniform(-r, r), y + rng.uniform(-r, r)) for _ in range(5)],
+                fill=tuple(max(0, c - rng.randint(0, 50)) for c in crumb),
+            )
     elif labels.condition == "damaged":
         for _ in range(rng.randint(2, 4)):
             x, y = spot(rng, zone)
             if rng.random() < 0.7:  # a tear with foam behind it
                 reach, lean = rng.uniform(0.07, 0.18) * width, rng.uniform(-0.9, 0.9)
-                edge = [(t * reach, rng.uniform(0.1, 1) * math.sin(math.pi * t) * reach * 0.28) for t in np.linspace(0, 1, 8)]
-                rip = [(x + u + lean * v, y + lean * u + v) for u, v in edge] + [(x + u + lean * v, y + lean * u - v) for u, v in reversed(edge)]
-                pen.polygon(rip, fill=rng.choice([(226, 206, 140), (210, 200, 176), (18, 16, 16)]), outline=(12, 10, 10), width=6)
+                edge = [
+                    (t * reach, rng.uniform(0.1, 1) * math.sin(math.pi * t) * reach * 0.28)
+                    for t in np.linspace(0, 1, 8)
+                ]
+                rip = [(x + u + lean * v, y + lean * u + v) for u, v in edge] + [
+                    (x + u + lean * v, y + lean * u - v) for u, v in reversed(edge)
+                ]
+                pen.polygon(
+                    rip,
+                    fill=rng.choice([(226, 206, 140), (210, 200, 176), (18, 16, 16)]),
+                    outline=(12, 10, 10),
+                    width=6,
+                )
                 for u, v in edge[1:-1]:
-                    pen.line((x + u, y + lean * u, x + u + rng.uniform(-14, 14), y + lean * u + v * 1.7), fill=(14, 12, 12), width=3)
+                    pen.line(
+                        (x + u, y + lean * u, x + u + rng.uniform(-14, 14), y + lean * u + v * 1.7),
+                        fill=(14, 12, 12),
+                        width=3,
+                    )
             else:
                 web(rng, pen, (x, y), rng.uniform(0.06, 0.14) * width)
     else:  # clean, but not empty: stitching, a phone, a shadow
         for _ in range(rng.randint(0, 3)):
             x, y = spot(rng, zone)
-            pen.rounded_rectangle((x, y, x + rng.uniform(60, 200), y + rng.uniform(40, 120)), 14, fill=tuple(rng.randint(20, 220) for _ in range(3)))
+            pen.rounded_rectangle(
+                (x, y, x + rng.uniform(60, 200), y + rng.uniform(40, 120)),
+                14,
+                fill=tuple(rng.randint(20, 220) for _ in range(3)),
+            )
     if rng.random() < 0.5:
         scene = scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return scene
@@ -327,21 +381,38 @@ def dashboard(rng: random.Random, scene: Image.Image, tone: Colour) -> tuple[flo
     outside = background(rng, (width // 4, max(8, int(edge) // 4)), int(edge) // 6).resize((width, int(edge)))
     scene.paste(outside, (0, 0))
     top = tuple(int(c * rng.uniform(0.5, 0.9)) for c in tone)
-    pen.polygon([(0, edge + 40), (width * 0.3, edge - 30), (width * 0.8, edge - 20), (width, edge + 50), (width, edge + 0.3 * height), (0, edge + 0.34 * height)], fill=top)
+    pen.polygon(
+        [
+            (0, edge + 40),
+            (width * 0.3, edge - 30),
+            (width * 0.8, edge - 20),
+            (width, edge + 50),
+            (width, edge + 0.3 * height),
+            (0, edge + 0.34 * height),
+        ],
+        fill=top,
+    )
     cx, cy, r = rng.uniform(0.22, 0.34) * width, rng.uniform(0.6, 0.74) * height, rng.uniform(0.2, 0.27) * height
     for dial in (-0.5, 0.5):
         dx, dy, dr = cx + dial * r * 1.2, edge + 0.13 * height, r * 0.42
         pen.ellipse((dx - dr, dy - dr, dx + dr, dy + dr), fill=(14, 14, 16), outline=(180, 180, 184), width=6)
         angle = rng.uniform(0, math.pi)
-        pen.line((dx, dy, dx - dr * 0.8 * math.cos(angle), dy - dr * 0.8 * math.sin(angle)), fill=(220, 60, 30), width=7)
+        pen.line(
+            (dx, dy, dx - dr * 0.8 * math.cos(angle), dy - dr * 0.8 * math.sin(angle)), fill=(220, 60, 30), width=7
+        )
     pen.ellipse((cx - r, cy - r, cx + r, cy + r), outline=(18, 18, 20), width=int(r * 0.2))
     pen.rounded_rectangle((cx - r * 0.45, cy - r * 0.3, cx + r * 0.45, cy + r * 0.4), 40, fill=(26, 26, 28))
     for side in (-1, 1):
         pen.line((cx, cy, cx + side * r * 0.9, cy + r * 0.05), fill=(22, 22, 24), width=int(r * 0.2))
     sx, sy = rng.uniform(0.5, 0.6) * width, edge + rng.uniform(0.05, 0.12) * height
-    pen.rounded_rectangle((sx, sy, sx + 0.2 * width, sy + 0.18 * height), 20, fill=(20, 30, 44), outline=(70, 70, 74), width=6)
+    pen.rounded_rectangle(
+        (sx, sy, sx + 0.2 * width, sy + 0.18 * height), 20, fill=(20, 30, 44), outline=(70, 70, 74), width=6
+    )
     for k in range(4):
-        pen.ellipse((sx + k * 0.05 * width, sy + 0.23 * height, sx + k * 0.05 * width + 50, sy + 0.23 * height + 50), fill=(60, 60, 64))
+        pen.ellipse(
+            (sx + k * 0.05 * width, sy + 0.23 * height, sx + k * 0.05 * width + 50, sy + 0.23 * height + 50),
+            fill=(60, 60, 64),
+        )
     return (0.05 * width, edge + 20, 0.95 * width, 0.95 * height)
 
 
@@ -353,9 +424,21 @@ def seats(rng: random.Random, scene: Image.Image, tone: Colour) -> tuple[float, 
     seam = tuple(max(0, c - 40) for c in cloth) if rng.random() < 0.6 else rng.choice(PAINTS)
     for place in (rng.uniform(0.02, 0.08), rng.uniform(0.5, 0.56)):
         x, wide, y = place * width, rng.uniform(0.38, 0.43) * width, rng.uniform(0.16, 0.28) * height
-        pen.rounded_rectangle((x + wide * 0.28, y - 0.15 * height, x + wide * 0.72, y + 0.05 * height), 60, fill=cloth, outline=seam, width=6)
+        pen.rounded_rectangle(
+            (x + wide * 0.28, y - 0.15 * height, x + wide * 0.72, y + 0.05 * height),
+            60,
+            fill=cloth,
+            outline=seam,
+            width=6,
+        )
         pen.rounded_rectangle((x, y, x + wide, 0.72 * height), 90, fill=cloth, outline=seam, width=8)
-        pen.rounded_rectangle((x - 20, 0.66 * height, x + wide + 20, height + 60), 80, fill=tuple(int(c * 0.85) for c in cloth), outline=seam, width=8)
+        pen.rounded_rectangle(
+            (x - 20, 0.66 * height, x + wide + 20, height + 60),
+            80,
+            fill=tuple(int(c * 0.85) for c in cloth),
+            outline=seam,
+            width=8,
+        )
         for k in range(1, rng.randint(3, 6)):
             pen.line((x + wide * k / 6, y + 80, x + wide * k / 6, 0.66 * height), fill=seam, width=rng.randint(2, 6))
     return (0.06 * width, 0.22 * height, 0.94 * width, 0.95 * height)
@@ -373,7 +456,7 @@ def smooth(points: list[Point], rounds: int = 2) -> list[Point]:
     """Chaikin's corner cutting, for bodywork."""
     for _ in range(rounds):
         cut = [points[0]]
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             cut += [(0.8 * x0 + 0.2 * x1, 0.8 * y0 + 0.2 * y1), (0.2 * x0 + 0.8 * x1, 0.2 * y0 + 0.8 * y1)]
         points = [*cut, points[-1]]
     return points
@@ -395,7 +478,10 @@ def blot(rng: random.Random, picture: Image.Image, centre: Point, radius: float,
     """A soft spot with a ragged edge."""
     side = max(8, int(radius * 2))
     mask = Image.new("L", (64, 64), 0)
-    edge = [(32 + rng.uniform(12, 27) * math.cos(t), 32 + rng.uniform(12, 27) * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 15)]
+    edge = [
+        (32 + rng.uniform(12, 27) * math.cos(t), 32 + rng.uniform(12, 27) * math.sin(t))
+        for t in np.linspace(0, 2 * math.pi, 15)
+    ]
     ImageDraw.Draw(mask).polygon(edge, fill=rng.randint(130, 230))
     mask = mask.filter(ImageFilter.GaussianBlur(3)).resize((side, side), Image.Resampling.BILINEAR)
     picture.paste(tuple(colour), (int(centre[0] - side / 2), int(centre[1] - side / 2)), mask)
@@ -409,7 +495,11 @@ def web(rng: random.Random, pen: ImageDraw.ImageDraw, centre: Point, reach: floa
     for t in turns:
         far = reach * rng.uniform(0.5, 1)
         middle = (cx + far * 0.5 * math.cos(t + rng.uniform(-0.2, 0.2)), cy + far * 0.5 * math.sin(t))
-        pen.line([(cx, cy), middle, (cx + far * math.cos(t), cy + far * math.sin(t))], fill=(226, 232, 236), width=rng.randint(3, 6))
+        pen.line(
+            [(cx, cy), middle, (cx + far * math.cos(t), cy + far * math.sin(t))],
+            fill=(226, 232, 236),
+            width=rng.randint(3, 6),
+        )
     for ring in (0.3, 0.55):
         points = [(cx + reach * ring * math.cos(t), cy + reach * ring * math.sin(t)) for t in turns]
         pen.line(points[: rng.randint(4, rays)], fill=(214, 220, 226), width=3)
@@ -420,9 +510,13 @@ def develop(rng: random.Random, picture: Image.Image) -> Image.Image:
     noise = np.random.default_rng(rng.getrandbits(64))
     gamma, gain = rng.uniform(0.75, 1.4), rng.uniform(0.7, 1.15)
     curve = [(v / 255) ** gamma * 255 * gain for v in range(256)]
-    picture = picture.point([min(255, int(v * cast)) for cast in (rng.uniform(0.9, 1.1) for _ in range(3)) for v in curve])
+    picture = picture.point(
+        [min(255, int(v * cast)) for cast in (rng.uniform(0.9, 1.1) for _ in range(3)) for v in curve]
+    )
     if rng.random() < 0.3:  # a shadow falls across
-        across = gradient((picture.height, picture.width), (int(rng.uniform(110, 255)),) * 3, (int(rng.uniform(170, 255)),) * 3)
+        across = gradient(
+            (picture.height, picture.width), (int(rng.uniform(110, 255)),) * 3, (int(rng.uniform(170, 255)),) * 3
+        )
         picture = ImageChops.multiply(picture, across.transpose(Image.Transpose.ROTATE_90))
     grain = noise.standard_normal((picture.height, picture.width), dtype=np.float32) * rng.uniform(2.5, 7)
     pixels = np.asarray(picture, np.int16) + grain.astype(np.int16)[..., None]
@@ -440,7 +534,9 @@ def jpeg(picture: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def write_one(number: int, *, out: Path, seed: int, size: tuple[int, int], by: str | None, quality: int) -> tuple[str, Labels] | None:
+def write_one(
+    number: int, *, out: Path, seed: int, size: tuple[int, int], by: str | None, quality: int
+) -> tuple[str, Labels] | None:
     """Draws one picture to its place; None where the chosen task has no label for it."""
     picture, labels = draw(seed, number, size)
     folder = "photos" if by is None else getattr(labels, by)
@@ -474,13 +570,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="how many pictures (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default 0)")
     parser.add_argument("--size", default="1024x768", help="WIDTHxHEIGHT (default 1024x768)")
-    parser.add_argument("--by", choices=Labels._fields, help="a folder per label of this task, instead of photos/ and manifest.csv")
+    parser.add_argument(
+        "--by", choices=Labels._fields, help="a folder per label of this task, instead of photos/ and manifest.csv"
+    )
     parser.add_argument("--quality", type=int, default=82, help="JPEG quality (default 82)")
     parser.add_argument("--with-bad", action="store_true", help="add a few files that cannot be classified")
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     options.out.mkdir(parents=True, exist_ok=True)
-    one = partial(write_one, out=options.out, seed=options.seed, size=(width, height), by=options.by, quality=options.quality)
+    one = partial(
+        write_one, out=options.out, seed=options.seed, size=(width, height), by=options.by, quality=options.quality
+    )
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.count < 4 or workers == 1:
         written = [one(number) for number in range(options.count)]

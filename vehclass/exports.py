@@ -17,10 +17,49 @@ FORMATS: Final = ("csv", "jsonl", "parquet")
 ROW_GROUP: Final = 20_000  # rows of a Parquet group: what is held in memory at a time
 
 COLUMNS: Final = {
-    "predictions": "name source image_id model task label probability needs_review etag run_id classified_at width height sha256".split(),
-    "probabilities": "name source image_id model task label probability etag run_id classified_at".split(),
-    "failures": "name source image_id model stage code message attempts quarantined etag run_id failed_at".split(),
-}  # fmt: skip
+    "predictions": [
+        "name",
+        "source",
+        "image_id",
+        "model",
+        "task",
+        "label",
+        "probability",
+        "needs_review",
+        "etag",
+        "run_id",
+        "classified_at",
+        "width",
+        "height",
+        "sha256",
+    ],
+    "probabilities": [
+        "name",
+        "source",
+        "image_id",
+        "model",
+        "task",
+        "label",
+        "probability",
+        "etag",
+        "run_id",
+        "classified_at",
+    ],
+    "failures": [
+        "name",
+        "source",
+        "image_id",
+        "model",
+        "stage",
+        "code",
+        "message",
+        "attempts",
+        "quarantined",
+        "etag",
+        "run_id",
+        "failed_at",
+    ],
+}
 
 
 def format_of(path: Path | None, wanted: str | None) -> str:
@@ -28,18 +67,20 @@ def format_of(path: Path | None, wanted: str | None) -> str:
     name = wanted or (path.suffix.removeprefix(".").lower() if path else "csv")
     name = {"json": "jsonl", "ndjson": "jsonl"}.get(name, name)
     if name not in FORMATS:
-        raise UsageError(reason=f"{name or 'No ending'!r} is no format; choose one of {', '.join(FORMATS)} with --format.")
+        raise UsageError(
+            reason=f"{name or 'No ending'!r} is no format; choose one of {', '.join(FORMATS)} with --format."
+        )
     if name == "parquet" and path is None:
         raise UsageError(reason="Parquet needs a file: name one with --out.")
     return name
 
 
-def write(rows: Iterator[Row], what: str, format: str, path: Path | None) -> int:
+def write(rows: Iterator[Row], what: str, kind: str, path: Path | None) -> int:
     """Writes all rows of predictions, probabilities or failures; returns how many."""
     writers: dict[str, Callable[[Iterator[Row], Sequence[str], IO[Any]], int]]
     writers = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}
-    with _target(path, binary=format == "parquet") as file:
-        return writers[format](rows, COLUMNS[what], file)
+    with _target(path, binary=kind == "parquet") as file:
+        return writers[kind](rows, COLUMNS[what], file)
 
 
 @contextmanager

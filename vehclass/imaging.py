@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  (registered before threads start)
+from PIL import Image, UnidentifiedImageError
 
 from vehclass.errors import DecodeError
 from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, READERS
@@ -37,6 +37,8 @@ TURNS: Final = {
 
 # Our own cap below is stricter than Pillow's and applies to every image; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
+# Decoders are registered before threads ask for them.
+Image.init()
 # Pillow reports odd metadata as warnings; the picture is what counts here, and its errors still raise.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -110,7 +112,7 @@ def decode(
             if width * height > GIANT_PIXELS:
                 guard = _one_giant
             with guard:
-                image.draft(None, size)  # type: ignore[arg-type]  # a no-op but for JPEG; None keeps the mode
+                image.draft(None, size)  # a no-op but for JPEG; None keeps the mode
                 image.load()
                 turn = _orientation(image)
                 small = _as_rgb(image, (size[1], size[0]) if turn >= 5 else size)
@@ -178,7 +180,7 @@ def _explained(error: Exception) -> DecodeError:
     if "truncated" in text.lower() or "premature end" in text.lower():
         return DecodeError("truncated", "The file ends before the picture does.")
     reason = text.splitlines()[0][:200] if text else type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         reason = "its header cannot be read"  # the original names a BytesIO object
     return DecodeError("corrupt", f"The picture is damaged: {reason}.")
 

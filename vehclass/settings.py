@@ -18,9 +18,9 @@ from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, FORMATS
 FILE: Final = "vehclass.toml"
 
 
-def _setting(default: Any, env: str, help: str, **checks: Any) -> Any:
+def _setting(default: Any, env: str, meaning: str, **checks: Any) -> Any:
     """A setting: its default, its name in the environment, what it means; checks: least, most, choices, secret."""
-    return field(default=default, metadata={"env": env, "help": help, **checks})
+    return field(default=default, metadata={"env": env, "help": meaning, **checks})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,20 +29,57 @@ class Settings:
 
     store: str = _setting("sqlite:///vehclass.db", "VEHCLASS_STORE", "where results go")
     model: str | None = _setting(None, "VEHCLASS_MODEL", "the model folder to classify with")
-    runtime: str = _setting("auto", "VEHCLASS_RUNTIME", "what runs the network: auto takes Keras on a GPU, OpenVINO on a CPU", choices=("auto", "openvino", "keras"))  # fmt: skip
-    batch_size: int | None = _setting(None, "VEHCLASS_BATCH_SIZE", "images a forward pass takes; auto when unset", least=1, most=4096)
-    threads: int | None = _setting(None, "VEHCLASS_THREADS", "threads that decode and classify; as many as cores when unset", least=1, most=1024)
-    max_failure_rate: float = _setting(0.5, "VEHCLASS_MAX_FAILURE_RATE", "stop when more than this share of the images fails (counted from 100 images on)", least=0.0, most=1.0)  # fmt: skip
-    max_attempts: int = _setting(3, "VEHCLASS_MAX_ATTEMPTS", "runs that try an image before it is quarantined", least=1, most=1000)
-    image_formats: tuple[str, ...] = _setting(DEFAULT_FORMATS, "VEHCLASS_IMAGE_FORMATS", "formats that are decoded, by their bytes", choices=FORMATS)
-    max_pixels: int = _setting(DEFAULT_MAX_PIXELS, "VEHCLASS_MAX_PIXELS", "larger images are refused before they are decoded", least=1)
-    max_bytes: int = _setting(200_000_000, "VEHCLASS_MAX_BYTES", "larger files are refused before they are read", least=1)
+    runtime: str = _setting(
+        "auto",
+        "VEHCLASS_RUNTIME",
+        "what runs the network: auto takes Keras on a GPU, OpenVINO on a CPU",
+        choices=("auto", "openvino", "keras"),
+    )
+    batch_size: int | None = _setting(
+        None, "VEHCLASS_BATCH_SIZE", "images a forward pass takes; auto when unset", least=1, most=4096
+    )
+    threads: int | None = _setting(
+        None, "VEHCLASS_THREADS", "threads that decode and classify; as many as cores when unset", least=1, most=1024
+    )
+    max_failure_rate: float = _setting(
+        0.5,
+        "VEHCLASS_MAX_FAILURE_RATE",
+        "stop when more than this share of the images fails (counted from 100 images on)",
+        least=0.0,
+        most=1.0,
+    )
+    max_attempts: int = _setting(
+        3, "VEHCLASS_MAX_ATTEMPTS", "runs that try an image before it is quarantined", least=1, most=1000
+    )
+    image_formats: tuple[str, ...] = _setting(
+        DEFAULT_FORMATS, "VEHCLASS_IMAGE_FORMATS", "formats that are decoded, by their bytes", choices=FORMATS
+    )
+    max_pixels: int = _setting(
+        DEFAULT_MAX_PIXELS, "VEHCLASS_MAX_PIXELS", "larger images are refused before they are decoded", least=1
+    )
+    max_bytes: int = _setting(
+        200_000_000, "VEHCLASS_MAX_BYTES", "larger files are refused before they are read", least=1
+    )
     read_concurrency: int = _setting(16, "VEHCLASS_READ_CONCURRENCY", "blobs read at a time", least=1, most=256)
-    store_wait: float = _setting(30.0, "VEHCLASS_STORE_WAIT", "seconds to wait for a store that another program has locked", least=0.0, most=3600.0)
-    allow_http: bool = _setting(False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted storage endpoint that is not on this machine")
-    storage_account: str | None = _setting(None, "AZURE_STORAGE_ACCOUNT", "the storage account of containers given by name")
-    storage_connection_string: str | None = _setting(None, "AZURE_STORAGE_CONNECTION_STRING", "connection string of a storage account", secret=True)
-    storage_key: str | None = _setting(None, "AZURE_STORAGE_KEY", "account key; Entra ID is used without one", secret=True)
+    store_wait: float = _setting(
+        30.0,
+        "VEHCLASS_STORE_WAIT",
+        "seconds to wait for a store that another program has locked",
+        least=0.0,
+        most=3600.0,
+    )
+    allow_http: bool = _setting(
+        False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted storage endpoint that is not on this machine"
+    )
+    storage_account: str | None = _setting(
+        None, "AZURE_STORAGE_ACCOUNT", "the storage account of containers given by name"
+    )
+    storage_connection_string: str | None = _setting(
+        None, "AZURE_STORAGE_CONNECTION_STRING", "connection string of a storage account", secret=True
+    )
+    storage_key: str | None = _setting(
+        None, "AZURE_STORAGE_KEY", "account key; Entra ID is used without one", secret=True
+    )
     storage_sas: str | None = _setting(None, "AZURE_STORAGE_SAS_TOKEN", "shared access signature", secret=True)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -102,9 +139,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     for name in content:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(reason=f"{path} has an unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+            raise UsageError(
+                reason=f"{path} has an unknown setting {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
+            )
         if known[name].metadata.get("secret"):
-            raise UsageError(reason=f"{path} holds a secret ({name}). Put it into the environment as {known[name].metadata['env']}.")
+            raise UsageError(
+                reason=f"{path} holds a secret ({name}). Put it into the environment as {known[name].metadata['env']}."
+            )
     return content
 
 
@@ -137,4 +178,13 @@ def _checked(one: Any, raw: object, origin: str) -> object:
     return value
 
 
-_BOOLEANS: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_BOOLEANS: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}

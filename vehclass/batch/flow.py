@@ -12,7 +12,7 @@ _ENDED: Final = object()
 _LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
 
 
-def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:
+def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:  # noqa: C901  (one protocol, easier to check in one place)
     """`work(item)` for each item on `lanes` threads; results as they come, in no promised order.
 
     At most `lanes + buffer` results are held at a time, so memory does not grow with the items: a consumer
@@ -43,7 +43,7 @@ def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int
                 if item is _ENDED:
                     break
                 deliver(work(item))  # type: ignore[arg-type]  # an item, since it is not the end
-        except BaseException as error:  # passed to the consumer, whatever it is
+        except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
             closed.set()
             errors.append(error)
         finally:

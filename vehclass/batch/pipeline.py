@@ -112,7 +112,7 @@ def new_images(job: Job, hands: Hands, watch: Watch) -> Iterator[ImageRef]:
         wanted = [ref for ref in page if job.wants(ref)]
         return hands.store.unseen(wanted, hands.classifier.info, retry_failed=job.retry_failed) if wanted else []
 
-    for page in in_lanes(ask, hands.source.list(job.prefix), 1, PAGES_AHEAD, "list"):
+    for page in in_lanes(ask, hands.source.pages(job.prefix), 1, PAGES_AHEAD, "list"):
         room = len(page) if job.limit is None else job.limit - progress.new
         taken = page[:room]
         progress.new += len(taken)
@@ -137,7 +137,9 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
     def read(ref: ImageRef) -> Read:
         try:
             if ref.size > job.max_bytes:
-                raise ReadError("too_many_bytes", f"It has {ref.size} bytes; at most {job.max_bytes} are read.", permanent=True)
+                raise ReadError(
+                    "too_many_bytes", f"It has {ref.size} bytes; at most {job.max_bytes} are read.", permanent=True
+                )
             return Read(ref, source.read(ref))
         except ReadError as error:
             return Read(ref, error=error)
@@ -187,4 +189,3 @@ def count_new(job: Job, hands: Hands, watch: Watch) -> list[ImageRef]:
         if len(first) < 2 * hands.classifier.batch_size:
             first.append(ref)
     return first
-

@@ -31,7 +31,7 @@ class Source(Protocol):
         """Raises what is wrong with the source as a whole, before any work."""
         ...
 
-    def list(self, prefix: str) -> Iterator[list[ImageRef]]:
+    def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
         """Every image under a prefix, page by page, in no promised order."""
         ...
 

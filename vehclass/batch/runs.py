@@ -122,6 +122,6 @@ def _world() -> str:
     """This boot of this machine and this container's process numbers; 'unknown' where the system tells neither."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return "unknown"

@@ -29,7 +29,7 @@ def main() -> None:
     except MemoryError as error:
         _report(VehclassError(reason="There is not enough memory. Try a smaller --batch-size."), verbose, error)
         sys.exit(ExitCode.FAILED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the boundary: nothing may leave it as a traceback)
         reason = f"Something unforeseen went wrong ({type(error).__name__}: {error}). Run it again with --verbose to see where."
         _report(VehclassError(reason=reason), verbose, error)
         sys.exit(ExitCode.FAILED)
@@ -49,4 +49,8 @@ def _report(error: VehclassError, verbose: bool, cause: Exception | None = None)
     for note in getattr(error, "__notes__", ()):
         print(f"  {plain(note)}", file=sys.stderr)
     if "--json" in sys.argv:
-        print(json.dumps({"error": type(cause or error).__name__, "message": str(error), "exit_code": int(error.exit_code)}))
+        print(
+            json.dumps(
+                {"error": type(cause or error).__name__, "message": str(error), "exit_code": int(error.exit_code)}
+            )
+        )

@@ -39,7 +39,9 @@ def classify(
             return Read(ref, error=ReadError("unreadable", f"{error.strerror or error}.", permanent=True))
 
     classifier = Classifier.open(folder, kind=settings.runtime, threads=1)
-    decode = partial(imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels)
+    decode = partial(
+        imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
+    )
     by_name = {}
     for at in range(0, len(files), classifier.batch_size):
         batch = [read(file) for file in files[at : at + classifier.batch_size]]
@@ -49,13 +51,26 @@ def classify(
     for file in map(str, files):
         outcome = by_name[file]
         if outcome.failure:
-            document.append({"file": file, "failure": {"stage": outcome.failure.stage, "code": outcome.failure.code, "message": outcome.failure.message}})
+            document.append(
+                {
+                    "file": file,
+                    "failure": {
+                        "stage": outcome.failure.stage,
+                        "code": outcome.failure.code,
+                        "message": outcome.failure.message,
+                    },
+                }
+            )
             rows.append((file, outcome.failure.code, outcome.failure.message))
             continue
         answers = {}
         for number, (task, answer) in enumerate(zip(folder.info.tasks, outcome.predictions, strict=True)):
             ranked = sorted(zip(task.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])[:top_k]
-            answers[task.name] = {"label": answer.label, "needs_review": answer.needs_review, "probabilities": dict(ranked)}
+            answers[task.name] = {
+                "label": answer.label,
+                "needs_review": answer.needs_review,
+                "probabilities": dict(ranked),
+            }
             text = ", ".join(f"{label} {share:.1%}" for label, share in ranked)
             rows.append(("" if number else file, task.name, text + (" (to review)" if answer.needs_review else "")))
         document.append({"file": file, "tasks": answers})

@@ -29,16 +29,36 @@ def classify_batch(
     model: options.Model = None,
     store: options.Store = None,
     prefix: Annotated[str, typer.Option(help="Only names that begin so.", show_default=False)] = "",
-    include: Annotated[list[str] | None, typer.Option(help="Only names like this, such as '*.jpg'; may be repeated.", show_default=False)] = None,
-    since: Annotated[str | None, typer.Option(help="Only images modified since a date (2026-11-01) or an age (24h, 7d).", show_default=False)] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Only names like this, such as '*.jpg'; may be repeated.", show_default=False),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only images modified since a date (2026-11-01) or an age (24h, 7d).", show_default=False),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many new images.", show_default=False)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined images again, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much is new and how long it would take; write nothing.")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass takes. (default: auto)", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much is new and how long it would take; write nothing.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a forward pass takes. (default: auto)", show_default=False)
+    ] = None,
     runtime: options.Runtime = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that decode and classify. (default: one a core)", show_default=False)] = None,
-    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Stop with exit code 2 when no GPU can be used.")] = False,
-    max_failure_rate: Annotated[float | None, typer.Option(help="Stop with exit code 1 when more than this share fails, from 100 images on. (default: 0.5)", show_default=False)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that decode and classify. (default: one a core)", show_default=False)
+    ] = None,
+    require_gpu: Annotated[
+        bool, typer.Option("--require-gpu", help="Stop with exit code 2 when no GPU can be used.")
+    ] = False,
+    max_failure_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop with exit code 1 when more than this share fails, from 100 images on. (default: 0.5)",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -81,7 +101,13 @@ def classify_batch(
             return
         from vehclass.batch import runs
 
-        asked = {"container": hands.source.url, "prefix": prefix, "include": job.include, "since": since, "limit": limit}
+        asked = {
+            "container": hands.source.url,
+            "prefix": prefix,
+            "include": job.include,
+            "since": since,
+            "limit": limit,
+        }
         record = json.dumps({**asked, "retry_failed": retry_failed, **_settings_of_a_run(settings)})
         watch = Watch()
         with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
@@ -126,7 +152,11 @@ def _hands(
 
 def _settings_of_a_run(settings: Settings) -> dict[str, object]:
     """What a run's record keeps of the settings: all but secrets and defaults."""
-    return {str(one["setting"]): one["value"] for one in settings.shown() if one["origin"] != "default" and one["value"] != "(set)"}
+    return {
+        str(one["setting"]): one["value"]
+        for one in settings.shown()
+        if one["origin"] != "default" and one["value"] != "(set)"
+    }
 
 
 @contextmanager
@@ -183,13 +213,19 @@ def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
             }
         )
         return
-    show.say(f"{progress.new:,} of {progress.listed:,} images are new to {hands.classifier.info.key}: {show.size(progress.bytes_new)}.")
+    show.say(
+        f"{progress.new:,} of {progress.listed:,} images are new to {hands.classifier.info.key}: {show.size(progress.bytes_new)}."
+    )
     if tried:
-        show.say(f"That would take about {show.duration(estimate)}, at {tried / seconds:,.0f} images/s as tried on {tried} of them.")
+        show.say(
+            f"That would take about {show.duration(estimate)}, at {tried / seconds:,.0f} images/s as tried on {tried} of them."
+        )
     show.say("Nothing was written.")
 
 
-def _as_document(hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float) -> dict[str, Any]:
+def _as_document(
+    hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float
+) -> dict[str, Any]:
     counts = finished.counts
     return {
         "run_id": finished.run_id,
@@ -210,22 +246,37 @@ def _as_document(hands: "Hands", results: "SqlStore", watch: "Watch", finished: 
 
 
 def _summary(
-    hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float, settings: Settings, top_k: int
+    hands: "Hands",
+    results: "SqlStore",
+    watch: "Watch",
+    finished: "Finished",
+    seconds: float,
+    settings: Settings,
+    top_k: int,
 ) -> None:
     counts, progress = finished.counts, watch.progress
     if not counts.done:
-        show.say(f"Nothing is new: {hands.classifier.info.key} has looked at all {progress.listed:,} images of {hands.source.url} before.")
+        show.say(
+            f"Nothing is new: {hands.classifier.info.key} has looked at all {progress.listed:,} images of {hands.source.url} before."
+        )
         return
     labels = _top_labels(results.run_summary(finished.run_id), top_k)
     show.table(
         None,
         ("task", "label", "images", "share", "mean probability", "to review"),
         [
-            (row["task"], row["label"], f"{row['images']:,}", show.percent(row["images"] / counts.classified), f"{row['mean_probability']:.3f}", f"{row['needs_review']:,}")
+            (
+                row["task"],
+                row["label"],
+                f"{row['images']:,}",
+                show.percent(row["images"] / counts.classified),
+                f"{row['mean_probability']:.3f}",
+                f"{row['needs_review']:,}",
+            )
             for row in labels
         ],
         right=("images", "share", "mean probability", "to review"),
-    )  # fmt: skip
+    )
     if counts.failed:
         from vehclass.records import ResultFilter
 
@@ -236,7 +287,9 @@ def _summary(
             [(row["name"], row["stage"], row["code"], row["message"]) for row in shown],
         )
         if counts.failed > len(shown):
-            show.say(f"... and {counts.failed - len(shown):,} more: vehclass results list --failures --run {finished.run_id}\n")
+            show.say(
+                f"... and {counts.failed - len(shown):,} more: vehclass results list --failures --run {finished.run_id}\n"
+            )
     rate = counts.done / seconds
     show.say(
         f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, of {progress.listed:,} listed, "

@@ -12,11 +12,24 @@ from vehclass.cli import options, show
 from vehclass.errors import ExitCode, VehclassError
 from vehclass.settings import Settings
 
-PACKAGES = ("keras", "tensorflow", "openvino", "pillow", "numpy", "azure-storage-blob", "azure-identity", "azure-cosmos", "pyodbc", "pyarrow")
+PACKAGES = (
+    "keras",
+    "tensorflow",
+    "openvino",
+    "pillow",
+    "numpy",
+    "azure-storage-blob",
+    "azure-identity",
+    "azure-cosmos",
+    "pyodbc",
+    "pyarrow",
+)
 
 
 def doctor(
-    container: Annotated[str | None, typer.Option("--container", "-c", help="Also try to list this source.", show_default=False)] = None,
+    container: Annotated[
+        str | None, typer.Option("--container", "-c", help="Also try to list this source.", show_default=False)
+    ] = None,
     model: options.Model = None,
     store: options.Store = None,
     as_json: options.Json = False,
@@ -50,15 +63,28 @@ def doctor(
 
 
 def _print(report: dict[str, Any]) -> None:
-    facts = [(name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_drivers", "devices")]
-    show.table(None, ("", "here"), [(name.replace("_", " "), value) for name, value in facts] + list(report["packages"].items()))
+    facts = [
+        (name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_drivers", "devices")
+    ]
+    show.table(
+        None,
+        ("", "here"),
+        [(name.replace("_", " "), value) for name, value in facts] + list(report["packages"].items()),
+    )
     show.table(
         "Settings in force",
         ("setting", "value", "from", "environment"),
-        [(row["setting"], "" if row["value"] is None else row["value"], row["origin"], row["environment"]) for row in report["settings"]],
+        [
+            (row["setting"], "" if row["value"] is None else row["value"], row["origin"], row["environment"])
+            for row in report["settings"]
+        ],
     )
     marks = {True: "ok", False: "FAILED", None: "-"}
-    show.table("Checks", ("", "", "what"), [(check["name"], marks[check["ok"]], check["message"]) for check in report["checks"]])
+    show.table(
+        "Checks",
+        ("", "", "what"),
+        [(check["name"], marks[check["ok"]], check["message"]) for check in report["checks"]],
+    )
 
 
 def _checks(settings: Settings, container: str | None) -> list[dict[str, object]]:

@@ -29,10 +29,16 @@ def show_model(
         show.print_json({"path": str(path), **info.facts})
         return
     facts = info.facts
-    show.say(f"{info.key}, made {info.created_at[:19]} UTC; {facts.get('backbone')} at {info.input_size[0]}x{info.input_size[1]} pixels; every file is as it was made.")
-    rows = [(task.name, ", ".join(task.labels), f"{task.threshold:.3f}", f"{task.temperature:.3f}") for task in info.tasks]
+    show.say(
+        f"{info.key}, made {info.created_at[:19]} UTC; {facts.get('backbone')} at {info.input_size[0]}x{info.input_size[1]} pixels; every file is as it was made."
+    )
+    rows = [
+        (task.name, ", ".join(task.labels), f"{task.threshold:.3f}", f"{task.temperature:.3f}") for task in info.tasks
+    ]
     show.table(None, ("task", "labels", "threshold", "temperature"), rows, right=("threshold", "temperature"))
     if facts.get("metrics"):
         show_metrics(facts)
-    sizes = [(name, show.size((path / name).stat().st_size), digest[:16]) for name, digest in sorted(folder.files.items())]
+    sizes = [
+        (name, show.size((path / name).stat().st_size), digest[:16]) for name, digest in sorted(folder.files.items())
+    ]
     show.table(None, ("file", "size", "sha256"), sizes, right=("size",))

@@ -12,15 +12,35 @@ from vehclass.settings import Settings
 
 if TYPE_CHECKING:
     from vehclass.model.folder import ModelFolder
-    from vehclass.sources.blob import BlobOptions
+    from vehclass.sources.blob_options import BlobOptions
     from vehclass.stores.sql import SqlStore
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, such as models/sample.", show_default=False)]
-Store = Annotated[str | None, typer.Option("--store", help="Where results are: sqlite:///FILE. (default: sqlite:///vehclass.db)", show_default=False)]
-Runtime = Annotated[str | None, typer.Option("--runtime", help="What runs the network: auto, openvino or keras. (default: auto)", show_default=False)]
-Container = Annotated[str, typer.Option("--container", "-c", help="A folder, a container's name, az://ACCOUNT/CONTAINER/PREFIX or its https URL.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model folder, such as models/sample.", show_default=False)
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="Where results are: sqlite:///FILE. (default: sqlite:///vehclass.db)", show_default=False
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime", help="What runs the network: auto, openvino or keras. (default: auto)", show_default=False
+    ),
+]
+Container = Annotated[
+    str,
+    typer.Option(
+        "--container",
+        "-c",
+        help="A folder, a container's name, az://ACCOUNT/CONTAINER/PREFIX or its https URL.",
+        show_default=False,
+    ),
+]
 
 
 def cores() -> int:
@@ -68,7 +88,9 @@ def moment(text: str | None, option: str) -> datetime | None:
     try:
         when = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UsageError(reason=f"{option} is {text!r}; write a date (2026-11-01), a time or an age (24h, 7d).") from error
+        raise UsageError(
+            reason=f"{option} is {text!r}; write a date (2026-11-01), a time or an age (24h, 7d)."
+        ) from error
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 

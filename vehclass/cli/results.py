@@ -14,16 +14,33 @@ app = typer.Typer(help="What the models said of each image.", no_args_is_help=Tr
 Run = Annotated[str | None, typer.Option("--run", help="Only of this run.", show_default=False)]
 Task = Annotated[str | None, typer.Option(help="Only this task, such as condition.", show_default=False)]
 Label = Annotated[str | None, typer.Option(help="Only this label, such as damaged.", show_default=False)]
-OfModel = Annotated[str | None, typer.Option("--model", help="Only of this model: NAME, VERSION or NAME@VERSION.", show_default=False)]
+OfModel = Annotated[
+    str | None, typer.Option("--model", help="Only of this model: NAME, VERSION or NAME@VERSION.", show_default=False)
+]
 AtLeast = Annotated[float, typer.Option("--min-probability", min=0, max=1, help="Only with at least this probability.")]
 AtMost = Annotated[float, typer.Option("--max-probability", min=0, max=1, help="Only with at most this probability.")]
-Review = Annotated[bool | None, typer.Option("--needs-review/--sure", help="Only what a person should look at, or only the rest.", show_default=False)]
-Since = Annotated[str | None, typer.Option(help="Only classified since a date (2026-11-01) or an age (24h, 7d).", show_default=False)]
+Review = Annotated[
+    bool | None,
+    typer.Option(
+        "--needs-review/--sure", help="Only what a person should look at, or only the rest.", show_default=False
+    ),
+]
+Since = Annotated[
+    str | None, typer.Option(help="Only classified since a date (2026-11-01) or an age (24h, 7d).", show_default=False)
+]
 Until = Annotated[str | None, typer.Option(help="Only classified before a date or an age.", show_default=False)]
 
 
 def _filter(
-    run: str | None, model: str | None, task: str | None, label: str | None, low: float, high: float, review: bool | None, since: str | None, until: str | None
+    run: str | None,
+    model: str | None,
+    task: str | None,
+    label: str | None,
+    low: float,
+    high: float,
+    review: bool | None,
+    since: str | None,
+    until: str | None,
 ) -> ResultFilter:
     start, end = options.moment(since, "--since"), options.moment(until, "--until")
     return ResultFilter(
@@ -68,14 +85,31 @@ def list_results(
         show.print_json(rows)
         return
     if failures:
-        show.table(None, ("name", "stage", "code", "why", "attempts", "when (UTC)"), [(row["name"], row["stage"], row["code"], row["message"], row["attempts"], row["failed_at"][:19]) for row in rows])  # fmt: skip
+        show.table(
+            None,
+            ("name", "stage", "code", "why", "attempts", "when (UTC)"),
+            [
+                (row["name"], row["stage"], row["code"], row["message"], row["attempts"], row["failed_at"][:19])
+                for row in rows
+            ],
+        )
     else:
         show.table(
             None,
             ("name", "task", "label", "probability", "", "when (UTC)"),
-            [(row["name"], row["task"], row["label"], f"{row['probability']:.3f}", "to review" if row["needs_review"] else "", row["classified_at"][:19]) for row in rows],
+            [
+                (
+                    row["name"],
+                    row["task"],
+                    row["label"],
+                    f"{row['probability']:.3f}",
+                    "to review" if row["needs_review"] else "",
+                    row["classified_at"][:19],
+                )
+                for row in rows
+            ],
             right=("probability",),
-        )  # fmt: skip
+        )
     if len(rows) == limit:
         show.note(f"The newest {limit}; see more with --limit, or all with `vehclass results export`.")
 
@@ -109,17 +143,33 @@ def show_result(
         show.table(
             None,
             ("model", "task", "label", "probability", ""),
-            [(row["model"], row["task"], row["label"], f"{row['probability']:.4f}", "<" if (row["model"], row["task"], row["label"]) in chosen else "") for row in rows],
+            [
+                (
+                    row["model"],
+                    row["task"],
+                    row["label"],
+                    f"{row['probability']:.4f}",
+                    "<" if (row["model"], row["task"], row["label"]) in chosen else "",
+                )
+                for row in rows
+            ],
             right=("probability",),
-        )  # fmt: skip
+        )
     for row in failures:
-        show.say(f"{row['model']}: {row['stage']} failed, {row['code']}: {row['message']} (attempts: {row['attempts']})")
+        show.say(
+            f"{row['model']}: {row['stage']} failed, {row['code']}: {row['message']} (attempts: {row['attempts']})"
+        )
 
 
 @app.command("export")
 def export(
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; standard output without it.", show_default=False)] = None,
-    format: Annotated[str | None, typer.Option(help="csv, jsonl or parquet. (default: by the file's ending)", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write; standard output without it.", show_default=False),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, jsonl or parquet. (default: by the file's ending)", show_default=False)
+    ] = None,
     what: Annotated[str, typer.Option(help="predictions, probabilities (a row a label) or failures.")] = "predictions",
     store: options.Store = None,
     run: Run = None,

@@ -32,11 +32,22 @@ def list_runs(
         None,
         columns,
         [
-            (row["run_id"], row["started_at"][:19], row["status"], row["exit_code"], row["new"], row["classified"], row["failed"], row["needs_review"], row["source"], row["model"])
+            (
+                row["run_id"],
+                row["started_at"][:19],
+                row["status"],
+                row["exit_code"],
+                row["new"],
+                row["classified"],
+                row["failed"],
+                row["needs_review"],
+                row["source"],
+                row["model"],
+            )
             for row in rows
         ],
         right=columns[3:8],
-    )  # fmt: skip
+    )
 
 
 @app.command("show")
@@ -59,16 +70,28 @@ def show_run(
     if as_json:
         show.print_json({**run, "summary": summary, "failures": failures})
         return
-    show.table(None, ("", f"run {run['run_id']}"), [(key.replace("_", " "), _shown(value)) for key, value in run.items() if key != "run_id" and value is not None])
+    show.table(
+        None,
+        ("", f"run {run['run_id']}"),
+        [(key.replace("_", " "), _shown(value)) for key, value in run.items() if key != "run_id" and value is not None],
+    )
     if summary:
         show.table(
             "Labels",
             ("task", "label", "images", "mean probability", "to review"),
-            [(row["task"], row["label"], f"{row['images']:,}", f"{row['mean_probability']:.3f}", row["needs_review"]) for row in summary],
+            [
+                (row["task"], row["label"], f"{row['images']:,}", f"{row['mean_probability']:.3f}", row["needs_review"])
+                for row in summary
+            ],
             right=("images", "mean probability", "to review"),
         )
     if failures:
-        show.table("Failures", ("stage", "code", "images"), [(row["stage"], row["code"], row["images"]) for row in failures], right=("images",))
+        show.table(
+            "Failures",
+            ("stage", "code", "images"),
+            [(row["stage"], row["code"], row["images"]) for row in failures],
+            right=("images",),
+        )
 
 
 def _shown(value: Any) -> str:

@@ -37,7 +37,9 @@ def print_json(document: object) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
-def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+def table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
     """A table on standard output; columns named in `right` are numbers."""
     from rich import box
     from rich.markup import escape
@@ -139,7 +141,7 @@ def _bar(screen: "Console") -> "Iterator[Any]":
                 bar,
                 description="classifying" if progress.new else "listing",
                 completed=progress.done,
-                total=progress.new if progress.new else None,
+                total=progress.new or None,
                 total_text=f"{progress.new:,}{'' if progress.listing_done else '+'}",
                 speed=_speed(progress, speedometer),
             )

@@ -22,7 +22,9 @@ def init(store: options.Store = None, as_json: options.Json = False, verbose: op
     if as_json:
         show.print_json(report)
     else:
-        show.say(f"{results.url} is ready, at schema version {report['schema_version']}, with {report['images']:,} images.")
+        show.say(
+            f"{results.url} is ready, at schema version {report['schema_version']}, with {report['images']:,} images."
+        )
 
 
 @app.command("check")
@@ -36,6 +38,13 @@ def check(store: options.Store = None, as_json: options.Json = False, verbose: o
     if as_json:
         show.print_json(report)
     else:
-        show.table(None, ("", "store"), [(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value) for key, value in report.items()])
+        show.table(
+            None,
+            ("", "store"),
+            [
+                (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+                for key, value in report.items()
+            ],
+        )
     if report["integrity"] != "ok":
         raise typer.Exit(int(ExitCode.FAILED))

@@ -10,17 +10,47 @@ from vehclass.cli import options, show
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="A folder per label, or a CSV manifest with `path` and a column a task.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder per label, or a CSV manifest with `path` and a column a task.", show_default=False
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The model folder to write, such as models/mine.", show_default=False)],
-    task: Annotated[str, typer.Option(help="What the labels of a folder per label answer, such as condition.")] = "label",
-    backbone: Annotated[str, typer.Option(help="small, mobilenet_v3_small, mobilenet_v3_large or efficientnet_v2_b0.")] = "small",
-    weights: Annotated[str | None, typer.Option(help="Where a backbone starts: imagenet, or a weights file; from nothing when not given.", show_default=False)] = None,
-    input_size: Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the network's input in pixels. (default: from the data, at most 160)", show_default=False)] = None,
+    task: Annotated[
+        str, typer.Option(help="What the labels of a folder per label answer, such as condition.")
+    ] = "label",
+    backbone: Annotated[
+        str, typer.Option(help="small, mobilenet_v3_small, mobilenet_v3_large or efficientnet_v2_b0.")
+    ] = "small",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a backbone starts: imagenet, or a weights file; from nothing when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            max=1024,
+            help="Side of the network's input in pixels. (default: from the data, at most 160)",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training photos, at most.")] = 40,
-    patience: Annotated[int, typer.Option(min=1, help="Stop after so many epochs without a better validation loss.")] = 10,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Stop after so many epochs without a better validation loss.")
+    ] = 10,
     batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Photos a training step takes.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0, help="The highest learning rate, after two epochs of warm-up.")] = 2e-3,
-    target_precision: Annotated[float, typer.Option(min=0.5, max=1.0, help="Answers less sure than this precision needs are marked needs_review.")] = 0.95,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-7, max=1.0, help="The highest learning rate, after two epochs of warm-up.")
+    ] = 2e-3,
+    target_precision: Annotated[
+        float,
+        typer.Option(min=0.5, max=1.0, help="Answers less sure than this precision needs are marked needs_review."),
+    ] = 0.95,
     seed: Annotated[int, typer.Option(help="Decides split, start and order.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
@@ -61,21 +91,39 @@ def train(
         show.print_json({"path": str(folder.path), **facts})
         return
     show_metrics(facts)
-    show.say(f"{folder.info.key} is in {folder.path}. Try it: vehclass classify-batch --container PHOTOS --model {folder.path}")
+    show.say(
+        f"{folder.info.key} is in {folder.path}. Try it: vehclass classify-batch --container PHOTOS --model {folder.path}"
+    )
 
 
 def show_metrics(facts: Mapping[str, Any]) -> None:
     """Accuracy by task, and what is confused with what, on photos that the model has not seen."""
     rows = [
-        (name, show.percent(of["accuracy"]), f"{of['support']:,}", show.percent(of["coverage"]), show.percent(of["precision_when_sure"]))
+        (
+            name,
+            show.percent(of["accuracy"]),
+            f"{of['support']:,}",
+            show.percent(of["coverage"]),
+            show.percent(of["precision_when_sure"]),
+        )
         for name, of in facts["metrics"].items()
     ]
-    show.table("On the test split", ("task", "accuracy", "photos", "sure", "right when sure"), rows, right=("accuracy", "photos", "sure", "right when sure"))
+    show.table(
+        "On the test split",
+        ("task", "accuracy", "photos", "sure", "right when sure"),
+        rows,
+        right=("accuracy", "photos", "sure", "right when sure"),
+    )
     for task in facts["tasks"]:
         confusion = facts["metrics"][task["name"]]["confusion"]
         labels = task["labels"]
         pairs = sorted(
-            ((count, labels[truth], labels[guess]) for truth, row in enumerate(confusion) for guess, count in enumerate(row) if truth != guess and count),
+            (
+                (count, labels[truth], labels[guess])
+                for truth, row in enumerate(confusion)
+                for guess, count in enumerate(row)
+                if truth != guess and count
+            ),
             reverse=True,
         )[:5]
         if pairs:
@@ -105,7 +153,9 @@ def _screen(*, quiet: bool) -> Any:
         def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
             tasks = [name for name in logs if f"val_{name}" in logs and name != "loss"]
             seen = "  ".join(f"{name} {logs[f'val_{name}']:.1%}" for name in tasks)
-            show.note(f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  val accuracy: {seen}")
+            show.note(
+                f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  val accuracy: {seen}"
+            )
 
         def stage(self, what: str) -> None:
             show.note(what)

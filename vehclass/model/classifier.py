@@ -39,7 +39,7 @@ class Classifier:
 
 def answers(logits: Logits, tasks: tuple[Task, ...]) -> list[tuple[Prediction, ...] | ImageError]:
     """Logits [n, labels of all tasks] as predictions; a picture whose logits are not finite is an error."""
-    finite = np.isfinite(logits).all(axis=1)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(logits), axis=1)
     by_task: list[list[Prediction]] = []
     start = 0
     for task in tasks:

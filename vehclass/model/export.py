@@ -15,7 +15,12 @@ from vehclass.errors import VehclassError
 
 def export_openvino(keras_file: Path, out: Path) -> None:
     """Writes `out` (.xml, and .bin beside it) from a Keras file; weights stay 32-bit."""
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "tensorflow",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     command = [sys.executable, "-m", "vehclass.model.export", str(keras_file), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

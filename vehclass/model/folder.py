@@ -28,10 +28,13 @@ HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 # Every layer that our backbones are made of. A Keras file with anything else (a Lambda, a layer that
 # reads files or the network) is not opened, whatever Keras' safe mode would say of it.
 ALLOWED_LAYERS: Final = frozenset(
-    """Activation Add AveragePooling2D BatchNormalization Concatenate Conv2D Dense DepthwiseConv2D Dropout
-    Flatten Functional GlobalAveragePooling2D GlobalMaxPooling2D InputLayer LayerNormalization MaxPooling2D
-    Multiply Normalization ReLU Rescaling Reshape SeparableConv2D Sequential SpatialDropout2D
-    ZeroPadding2D""".split()
+    {
+        *("Add", "Multiply", "Concatenate", "Flatten", "Reshape", "Rescaling", "ZeroPadding2D"),
+        *("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "Dropout", "SpatialDropout2D"),
+        *("Activation", "ReLU", "BatchNormalization", "LayerNormalization", "Normalization"),
+        *("AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
+        *("Functional", "InputLayer", "Sequential"),
+    }
 )
 # Where else a serialised part may come from: these hold data and arithmetic only.
 ALLOWED_PARTS: Final = ("keras.initializers", "keras.regularizers", "keras.constraints")
@@ -134,7 +137,10 @@ def check_keras_file(path: Path) -> None:
         if module == "keras.layers" or str(module).startswith(("keras.src.models.", "keras.src.ops.numpy")):
             allowed = name in ALLOWED_LAYERS
         else:
-            allowed = module in ALLOWED_PARTS or (module, name) in ((None, "__keras_tensor__"), ("keras", "DTypePolicy"))
+            allowed = module in ALLOWED_PARTS or (module, name) in (
+                (None, "__keras_tensor__"),
+                ("keras", "DTypePolicy"),
+            )
         if not allowed or part.get("registered_name") not in (None, name):
             raise ModelRefused(path=path, reason=f"it has a part of a kind that is not allowed ({module}.{name})")
 
@@ -166,7 +172,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise ModelRefused(path=path, reason=f"{FACTS_FILE} cannot be read ({error})") from error
     if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
-        raise ModelRefused(path=path, reason=f"{FACTS_FILE} is not of format {FORMAT_VERSION}, the one this vehclass reads")
+        raise ModelRefused(
+            path=path, reason=f"{FACTS_FILE} is not of format {FORMAT_VERSION}, the one this vehclass reads"
+        )
     return facts
 
 

@@ -19,7 +19,9 @@ def build(backbone: str, input_size: tuple[int, int], tasks: Sequence[Task], wei
     pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
     features = BACKBONES[backbone](pixels, weights)
     features = layers.Dropout(0.25, name="dropout")(features)
-    heads = [layers.Dense(len(task.labels), dtype="float32", name=f"head_{n}")(features) for n, task in enumerate(tasks)]
+    heads = [
+        layers.Dense(len(task.labels), dtype="float32", name=f"head_{n}")(features) for n, task in enumerate(tasks)
+    ]
     logits = layers.Concatenate(name="logits", dtype="float32")(heads) if len(heads) > 1 else heads[0]
     return keras.Model(pixels, logits, name=backbone)
 

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -46,7 +47,9 @@ LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
-def open_container(options: BlobOptions, *, container: str, prefix: str = "", account: str | None = None) -> "BlobSource":
+def open_container(
+    options: BlobOptions, *, container: str, prefix: str = "", account: str | None = None
+) -> "BlobSource":
     """A container by name, in the given account or in that of the options."""
     if options.connection_string and account is None:
         try:
@@ -132,23 +135,27 @@ class BlobSource:
         """Asks for one name: raises SourceNotFound, AccessDenied or ServiceUnreachable."""
         self._ask(lambda: next(self._client.list_blobs(results_per_page=1).by_page(), None), "list")
 
-    def list(self, prefix: str = "") -> Iterator[list[ImageRef]]:
+    def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""
         token: str | None = None
         while True:
-            found, token = self._ask(lambda token=token: self._page(prefix, token), "list")
+            found, token = self._ask(partial(self._page, prefix, token), "list")
             yield [self._ref(blob) for blob in found]
             if not token:
                 return
 
     def _page(self, prefix: str, token: str | None) -> tuple[list[Any], str | None]:
         # A new iterator a page: one that failed half-way could not be asked again.
-        pages = self._client.list_blobs(name_starts_with=(self._prefix + prefix) or None, results_per_page=5_000).by_page(token)
+        pages = self._client.list_blobs(
+            name_starts_with=(self._prefix + prefix) or None, results_per_page=5_000
+        ).by_page(token)
         found = list(next(pages, ()))
-        return found, pages.continuation_token
+        return found, getattr(pages, "continuation_token", None)
 
     def _ref(self, blob: Any) -> ImageRef:
-        return ImageRef(image_id(self.url, blob.name), self.url, blob.name, blob.etag.strip('"'), blob.size, blob.last_modified)
+        return ImageRef(
+            image_id(self.url, blob.name), self.url, blob.name, blob.etag.strip('"'), blob.size, blob.last_modified
+        )
 
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
@@ -161,7 +168,7 @@ class BlobSource:
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
         except HttpResponseError as error:
-            code = str(error.error_code or error.status_code)
+            code = str(getattr(error, "error_code", None) or error.status_code)
             if code == "BlobArchived":
                 raise ReadError("archived", "It lies in the archive tier and must be rehydrated first.") from error
             if error.status_code == 403:
@@ -192,7 +199,9 @@ class BlobSource:
             raise AccessDenied(service=self.url, reason=_first_line(error)) from error
         except HttpResponseError as error:
             if error.status_code in TRANSIENT_STATUS:
-                raise ServiceUnreachable(service=self.url, reason=f"it answers {error.status_code} again and again") from error
+                raise ServiceUnreachable(
+                    service=self.url, reason=f"it answers {error.status_code} again and again"
+                ) from error
             if what == "read":
                 raise
             if error.status_code == 404:

@@ -24,7 +24,9 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise SourceNotFound(where=root, reason="it is a file, not a folder" if root.exists() else "there is no such folder")
+            raise SourceNotFound(
+                where=root, reason="it is a file, not a folder" if root.exists() else "there is no such folder"
+            )
         self._root = root.resolve()
         self.url = self._root.as_uri()
 
@@ -32,7 +34,7 @@ class FolderSource:
         """Raises SourceNotFound when the folder cannot be listed."""
         next(self._walk("", "\0"), None)
 
-    def list(self, prefix: str = "") -> Iterator[list[ImageRef]]:
+    def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every file under a prefix, in pages; flat memory however many there are."""
         page: list[ImageRef] = []
         for name, entry in self._walk("", prefix):

@@ -74,7 +74,10 @@ class SqlStore:
             if classified:
                 predictions = [row for one in classified for row in _prediction_rows(one, model)]
                 self._db.execute("save_predictions", predictions=json.dumps(predictions), model_seq=model_seq)
-                shares = [(one.ref.image_id, [p for task in one.predictions for p in task.probabilities]) for one in classified]
+                shares = [
+                    (one.ref.image_id, [p for task in one.predictions for p in task.probabilities])
+                    for one in classified
+                ]
                 self._db.execute(
                     "save_probabilities",
                     probabilities=json.dumps(shares, allow_nan=False),
@@ -100,7 +103,11 @@ class SqlStore:
                     raise LeaseHeld(holder=f"{holder['run_id']} on {holder['holder'].split(' ')[0]}")
                 self._db.execute("end_dead_runs", run_id=holder["run_id"])
             self._db.execute(
-                "take_lease", lease_key=claim.key, run_id=claim.run_id, holder=claim.holder, seconds=f"+{claim.seconds:d} seconds"
+                "take_lease",
+                lease_key=claim.key,
+                run_id=claim.run_id,
+                holder=claim.holder,
+                seconds=f"+{claim.seconds:d} seconds",
             )
             fence = int(self._db.records("read_lease", lease_key=claim.key)[0]["fence"])
         return RunTicket(claim.run_id, claim.key, fence)
@@ -195,7 +202,11 @@ def _image_row(one: Outcome) -> list[object]:
 
 def _outcome_row(one: Outcome) -> list[object]:
     failure = one.failure
-    why = [failure.stage, failure.code, _text(failure.message), failure.permanent] if failure else [None, None, None, False]
+    why = (
+        [failure.stage, failure.code, _text(failure.message), failure.permanent]
+        if failure
+        else [None, None, None, False]
+    )
     return [one.ref.image_id, one.ref.etag, *why]
 
 

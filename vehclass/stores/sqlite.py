@@ -33,7 +33,9 @@ class SqliteDatabase:
             if not create:
                 raise StoreNotFound(url=self.url)
             if not path.parent.is_dir():
-                raise UsageError(reason=f"The folder {path.parent} of the store does not exist. Make it, or name another with --store.")
+                raise UsageError(
+                    reason=f"The folder {path.parent} of the store does not exist. Make it, or name another with --store."
+                )
         target = path.absolute().as_uri() + ("?mode=rwc" if create else "?mode=rw") if path else ":memory:"
         with self._explained():
             self._connection = sqlite3.connect(
@@ -105,7 +107,9 @@ class SqliteDatabase:
             raise StoreForeign(url=self.url, reason="it is a database of another program")
         known = migrations("sqlite")[-1][0]
         if ident == APPLICATION_ID and version > known:
-            raise StoreForeign(url=self.url, reason=f"a newer vehclass made it (schema {version}, this one knows {known})")
+            raise StoreForeign(
+                url=self.url, reason=f"a newer vehclass made it (schema {version}, this one knows {known})"
+            )
 
     def _migrate(self) -> None:
         """Applies what is missing, each migration and its record in one transaction."""
@@ -121,7 +125,9 @@ class SqliteDatabase:
                     )
                     for statement in statements(text):
                         self._connection.execute(statement)
-                    self._connection.execute("INSERT INTO schema_migration VALUES (?, ?, ?)", (number, name, iso(now())))
+                    self._connection.execute(
+                        "INSERT INTO schema_migration VALUES (?, ?, ?)", (number, name, iso(now()))
+                    )
                     self._connection.execute(f"PRAGMA user_version = {number:d}")
                     self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
                 self._connection.execute("COMMIT")
@@ -139,7 +145,9 @@ class SqliteDatabase:
             # The lower eight bits are the kind; the upper ones say where it happened.
             kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StoreBusy(service=self.url, url=self.url, seconds=f"{self._busy_seconds:g}", reason="locked") from error
+                raise StoreBusy(
+                    service=self.url, url=self.url, seconds=f"{self._busy_seconds:g}", reason="locked"
+                ) from error
             if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                 raise StoreForeign(url=self.url, reason="it is not a SQLite database, or a damaged one") from error
             raise StoreError(url=self.url, reason=_REASONS.get(kind, str(error))) from error

@@ -1,20 +1,24 @@
 """Makes probabilities mean what they say: a temperature a task, and the threshold under which a person looks."""
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vehclass.model.classifier import probabilities
 
-GOLDEN = (np.sqrt(5) - 1) / 2
+GOLDEN: Final = (np.sqrt(5) - 1) / 2
+# Photos that are all answered rightly would ask for a temperature of nothing, and for certainty ever after.
+LOWEST, HIGHEST = 0.5, 20.0
 
 
 def temperature(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> float:
     """The temperature that makes the labels most likely: logits [n, labels], targets [n].
 
     After Guo et al., 'On calibration of modern neural networks' (2017); a golden-section search on its
-    logarithm between 1/20 and 20, since the likelihood has one minimum there.
+    logarithm, since the likelihood has one minimum.
     """
-    low, high = -np.log(20.0), np.log(20.0)
+    low, high = np.log(LOWEST), np.log(HIGHEST)
     while high - low > 1e-3:
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         if nll(logits, targets, float(np.exp(left))) <= nll(logits, targets, float(np.exp(right))):
@@ -40,4 +44,6 @@ def threshold(shares: NDArray[np.float64], targets: NDArray[np.int32], precision
     order = np.argsort(-tops, kind="stable")
     right = np.cumsum((shares.argmax(axis=1) == targets)[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(right >= precision)
-    return round(float(tops[order][enough[-1]]), 4) if len(enough) else 1.0
+    if not len(enough):
+        return 1.0
+    return float(np.floor(tops[order][enough[-1]] * 1e4) / 1e4)  # down, so that the photo that set it passes

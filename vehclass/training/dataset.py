@@ -217,7 +217,9 @@ def load(
                 targets[row, column] = position[sample.labels[task.name]]
         lost = set(range(len(task.labels))) - set(targets[usable, column].tolist())
         if lost:
-            raise DataError(path=catalogue.root, reason=f"no photo of the label {task.labels[min(lost)]!r} can be decoded")
+            raise DataError(
+                path=catalogue.root, reason=f"no photo of the label {task.labels[min(lost)]!r} can be decoded"
+            )
     rows = split_rows([samples[row] for row in usable], np.array(usable, np.int64), seed)
     if any(len(part) == 0 for part in rows.values()):
         raise DataError(path=catalogue.root, reason=f"{len(usable)} photos are too few to be split in three")

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -109,14 +109,16 @@ def _fit(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
-    from vehclass.training.keras_parts import Batches, EpochReport, accuracies, masked_loss
     from vehclass.model import network as networks
+    from vehclass.training.keras_parts import Batches, EpochReport, accuracies, masked_loss
 
     keras.utils.set_random_seed(plan.seed)
     try:
         network = networks.build(plan.backbone, (side, side), tasks, plan.weights)
     except KeyError as error:
-        raise UsageError(reason=f"There is no backbone {error}; choose one of {', '.join(networks.BACKBONES)}.") from error
+        raise UsageError(
+            reason=f"There is no backbone {error}; choose one of {', '.join(networks.BACKBONES)}."
+        ) from error
     except (ValueError, OSError) as error:
         raise UsageError(reason=f"The weights {plan.weights} cannot be used: {error}.") from error
     pixels = keras.Input((side, side, 3), dtype="uint8")
@@ -169,7 +171,10 @@ def _examine(
         for task, own, truth in per_task(logits, dataset.targets[val], tasks)
     )
     answers = all_logits(runtime.logits, dataset.pixels, test, runtime.batch_size)
-    return calibrated, {"metrics": measure(answers, dataset.targets[test], calibrated), "exports": {"openvino": difference}}
+    return calibrated, {
+        "metrics": measure(answers, dataset.targets[test], calibrated),
+        "exports": {"openvino": difference},
+    }
 
 
 def _calibrated(task: Task, logits: Any, targets: Any, precision: float) -> Task:
@@ -193,7 +198,9 @@ def _difference(trained: Any, exported: Any, tasks: tuple[Task, ...]) -> dict[st
         changed += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
         start = stop
     if changed or worst > EXPORT_TOLERANCE:
-        raise ExportDiffers(reason=f"{changed} labels of {len(trained)} photos changed, probabilities by up to {worst:.1e}")
+        raise ExportDiffers(
+            reason=f"{changed} labels of {len(trained)} photos changed, probabilities by up to {worst:.1e}"
+        )
     return {"photos": len(trained), "labels_changed": changed, "greatest_difference": float(f"{worst:.2e}")}
 
 
@@ -220,4 +227,8 @@ def _as_saved(plan: Plan) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     packages = ("keras", "tensorflow", "openvino", "numpy", "pillow")
-    return {"vehclass": __version__, "python": platform.python_version(), **{name: installed(name) for name in packages}}
+    return {
+        "vehclass": __version__,
+        "python": platform.python_version(),
+        **{name: installed(name) for name in packages},
+    }
