@@ -88,9 +88,9 @@ def _client(options: BlobOptions, endpoint: str, container: str, credential: Any
         endpoint,
         container,
         credential=credential or options.account_key or options.sas_token or _entra(),
-        transport=RequestsTransport(session=session, session_owner=False),
-        connection_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        transport=RequestsTransport(
+            session=session, session_owner=False, connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS
+        ),
         retry_total=0,
         permit_redirects=False,  # credentials go to the server that was named, and to no other
     )
@@ -164,6 +164,8 @@ class BlobSource:
         except ResourceNotFoundError as error:
             raise ReadError("vanished", "It was deleted after it was listed.") from error
         except ResourceModifiedError as error:
+            if not self._ask(self._client.get_blob_client(ref.name).exists, "read"):
+                raise ReadError("vanished", "It was deleted after it was listed.") from error
             raise ReadError("replaced", "It was replaced after it was listed; the next run takes it up.") from error
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
