@@ -23,7 +23,13 @@ VEHCLASS = [sys.executable, "-m", "vehclass"]
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment without what would change the outcome: settings of ours and of Azure's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VEHCLASS_", "AZURE_", "KERAS_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::ResourceWarning", "TF_CPP_MIN_LOG_LEVEL": "3", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error::ResourceWarning",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **more,
+    }
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class SqlStore:
                 lease_key=claim.key,
                 run_id=claim.run_id,
                 holder=claim.holder,
-                seconds=f"+{claim.seconds:d} seconds",
+                seconds=f"{claim.seconds:+d} seconds",
             )
             fence = int(self._db.records("read_lease", lease_key=claim.key)[0]["fence"])
         return RunTicket(claim.run_id, claim.key, fence)
@@ -115,7 +115,7 @@ class SqlStore:
     def renew_lease(self, ticket: RunTicket, seconds: int) -> None:
         """Keeps the lease for so long from now, and leaves a heartbeat; raises LeaseLost."""
         with self._db.transaction():
-            if not self._db.execute("renew_lease", **asdict(ticket), seconds=f"+{seconds:d} seconds"):
+            if not self._db.execute("renew_lease", **asdict(ticket), seconds=f"{seconds:+d} seconds"):
                 raise LeaseLost(holder="a later run")
             self._db.execute("beat", run_id=ticket.run_id, now=iso(now()))
 

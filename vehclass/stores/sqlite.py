@@ -100,9 +100,11 @@ class SqliteDatabase:
 
     def _check_ours(self) -> None:
         with self._explained():
-            ident = int(self._connection.execute("PRAGMA application_id").fetchone()[0])
-            tables = int(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-            version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+            # One statement, so that it sees one moment: another process may be making the tables just now.
+            ident, version, tables = self._connection.execute(
+                "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
+                " FROM pragma_application_id, pragma_user_version"
+            ).fetchone()
         if ident != APPLICATION_ID and tables:
             raise StoreForeign(url=self.url, reason="it is a database of another program")
         known = migrations("sqlite")[-1][0]

@@ -1,0 +1,395 @@
+"""Every store keeps the same promises: what is new, one row a photo, repeating is harmless, one run at a time."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vehclass.errors import LeaseHeld, LeaseLost, StoreBusy, StoreError, StoreForeign, StoreNotFound, UsageError
+from vehclass.records import (
+    Failure,
+    ImageFacts,
+    ImageRef,
+    LeaseClaim,
+    ModelInfo,
+    Outcome,
+    Prediction,
+    ResultFilter,
+    RunEnd,
+    RunStart,
+    RunTicket,
+    Task,
+    image_id,
+)
+from vehclass.stores import open_store
+from vehclass.stores.sql import SqlStore
+
+CONDITION = Task("condition", ("clean", "damaged", "dirty"), threshold=0.6)
+VIEW = Task("view", ("exterior", "interior"))
+MODEL = ModelInfo("sample", "abc123", (CONDITION, VIEW), (32, 32), "2026-01-01T00:00:00Z")
+WHEN = datetime(2026, 11, 1, 22, 0, tzinfo=UTC)
+UNREADABLE = Failure("read", "timeout", "It stopped arriving.", permanent=False)
+TRUNCATED = Failure("decode", "truncated", "The file ends before the picture does.", permanent=True)
+
+
+def ref(name: str, etag: str = "1") -> ImageRef:
+    return ImageRef(image_id("file:///photos", name), "file:///photos", name, etag, 100, WHEN)
+
+
+def classified(name: str, etag: str = "1", share: float = 0.8) -> Outcome:
+    rest = (1 - share) / 2
+    return Outcome(
+        ref(name, etag),
+        ImageFacts(640, 480, "jpeg", "ff" * 32),
+        (
+            Prediction("condition", "damaged", share, share < 0.6, (rest, share, rest)),
+            Prediction("view", "exterior", 0.9, False, (0.9, 0.1)),
+        ),
+    )
+
+
+def failed(name: str, why: Failure = UNREADABLE, etag: str = "1") -> Outcome:
+    return Outcome(ref(name, etag), failure=why)
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    made = open_store("sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db", create=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ticket(store: SqlStore) -> RunTicket:
+    return begin(store, "run-1")
+
+
+def begin(store: SqlStore, run_id: str, model: ModelInfo = MODEL) -> RunTicket:
+    claim = LeaseClaim(f"file:///photos {model.version}", run_id, "here 1", 60, is_dead=lambda holder: True)
+    taken = store.take_lease(claim)
+    store.start_run(RunStart(run_id, "classify-batch", "file:///photos", model.key, "{}", "here"), model)
+    return taken
+
+
+def rows(store: SqlStore, what: str, **wanted: Any) -> list[dict[str, Any]]:
+    return list(store.results(what, ResultFilter(**wanted)))
+
+
+def new(store: SqlStore, *refs: ImageRef, model: ModelInfo = MODEL, retry: bool = False) -> list[str]:
+    return [one.name for one in store.unseen(refs, model, retry_failed=retry)]
+
+
+class TestEveryStore:
+    """The contract."""
+
+    def test_everything_is_new_to_an_empty_store(self, store: SqlStore) -> None:
+        assert new(store, ref("b"), ref("a")) == ["b", "a"]
+
+    def test_what_is_saved_is_no_longer_new(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified("a"), classified("c")], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a"), ref("b"), ref("c"), ref("d")) == ["b", "d"]
+
+    def test_a_replaced_image_is_new_again(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a", "2")) == ["a"]
+        store.save([classified("a", "2", share=0.5)], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a", "2")) == []
+        found = rows(store, "predictions", task="condition")
+        assert [(row["name"], row["etag"], row["probability"]) for row in found] == [("a", "2", 0.5)]
+
+    def test_another_model_has_not_seen_it(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        other = replace(MODEL, version="def456")
+        assert new(store, ref("a"), model=other) == ["a"]
+        second = begin(store, "run-2", other)
+        store.save([classified("a", share=0.7)], other, second, max_attempts=3)
+        assert {row["model"] for row in rows(store, "predictions")} == {"sample@abc123", "sample@def456"}
+
+    def test_rows_say_what_the_model_said(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified("sub/ä?#%.jpg")], MODEL, ticket, max_attempts=3)
+        condition, view = rows(store, "predictions")
+        assert condition["name"] == "sub/ä?#%.jpg"
+        assert (condition["task"], condition["label"], condition["probability"]) == ("condition", "damaged", 0.8)
+        assert (condition["needs_review"], view["needs_review"]) == (0, 0)
+        assert (condition["width"], condition["height"], condition["sha256"]) == (640, 480, "ff" * 32)
+        assert condition["run_id"] == "run-1"
+        probabilities = {(row["task"], row["label"]): row["probability"] for row in rows(store, "probabilities")}
+        assert probabilities == {
+            ("condition", "clean"): pytest.approx(0.1),
+            ("condition", "damaged"): 0.8,
+            ("condition", "dirty"): pytest.approx(0.1),
+            ("view", "exterior"): 0.9,
+            ("view", "interior"): 0.1,
+        }
+
+    def test_saving_twice_changes_nothing(self, store: SqlStore, ticket: RunTicket) -> None:
+        batch = [classified("a"), failed("b"), failed("c", TRUNCATED)]
+        store.save(batch, MODEL, ticket, max_attempts=3)
+        before = [rows(store, what) for what in ("predictions", "probabilities")]
+        store.save([batch[0]], MODEL, ticket, max_attempts=3)
+        after = [rows(store, what) for what in ("predictions", "probabilities")]
+        for table in (*before, *after):
+            for row in table:
+                row.pop("classified_at")
+        assert after == before
+        assert store.counts("run-1").done == 3
+
+    def test_a_batch_is_saved_whole_or_not_at_all(self, store: SqlStore, ticket: RunTicket) -> None:
+        impossible = replace(
+            classified("b"),
+            predictions=(*classified("b").predictions[:1], Prediction("view", "exterior", 7.0, False, (7.0, 0.0))),
+        )
+        with pytest.raises(StoreError):
+            store.save([classified("a"), impossible], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a"), ref("b")) == ["a", "b"]
+        assert rows(store, "predictions") == []
+
+    def test_a_permanent_failure_is_quarantined_at_once(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([failed("a", TRUNCATED)], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a")) == []
+        assert new(store, ref("a"), retry=True) == ["a"]
+        assert new(store, ref("a", "2")) == ["a"]
+        (row,) = rows(store, "failures")
+        assert (row["stage"], row["code"], row["quarantined"]) == ("decode", "truncated", 1)
+
+    def test_a_passing_failure_is_tried_again_until_the_attempts_are_used_up(
+        self, store: SqlStore, ticket: RunTicket
+    ) -> None:
+        for attempt in (1, 2):
+            store.save([failed("a")], MODEL, ticket, max_attempts=3)
+            assert new(store, ref("a")) == ["a"], attempt
+        store.save([failed("a")], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a")) == []
+        (row,) = rows(store, "failures")
+        assert (row["attempts"], row["quarantined"]) == (3, 1)
+
+    def test_attempts_begin_anew_with_new_content(self, store: SqlStore, ticket: RunTicket) -> None:
+        for etag in ("1", "1", "2"):
+            store.save([failed("a", etag=etag)], MODEL, ticket, max_attempts=3)
+        (row,) = rows(store, "failures")
+        assert (row["attempts"], row["quarantined"], row["etag"]) == (1, 0, "2")
+
+    def test_success_after_failure_leaves_no_failure(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([failed("a")], MODEL, ticket, max_attempts=3)
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        assert rows(store, "failures") == []
+        assert len(rows(store, "predictions")) == 2
+
+    def test_failure_after_success_leaves_no_prediction_of_former_content(
+        self, store: SqlStore, ticket: RunTicket
+    ) -> None:
+        store.save([classified("a"), classified("b")], MODEL, ticket, max_attempts=3)
+        store.save([failed("a", TRUNCATED, etag="2")], MODEL, ticket, max_attempts=3)
+        assert {row["name"] for row in rows(store, "predictions")} == {"b"}
+        assert {row["name"] for row in rows(store, "probabilities")} == {"b"}
+
+    def test_counts_come_from_the_rows(self, store: SqlStore, ticket: RunTicket) -> None:
+        batch = [classified("a"), classified("b", share=0.5), failed("c"), failed("d", TRUNCATED)]
+        store.save(batch, MODEL, ticket, max_attempts=3)
+        counts = store.counts("run-1")
+        assert (counts.classified, counts.failed, counts.quarantined, counts.needs_review) == (2, 2, 1, 1)
+        store.end_run("run-1", RunEnd("done", 3, None, listed=9, new=4))
+        (run,) = store.runs(limit=5)
+        assert (run["status"], run["exit_code"], run["listed"], run["new"], run["classified"]) == ("done", 3, 9, 4, 2)
+
+    def test_names_that_no_text_can_hold(self, store: SqlStore, ticket: RunTicket) -> None:
+        for name in ("caf\udce9.jpg", "null\0.jpg", "'; DROP TABLE image; --", "line\nbreak"):
+            store.save([classified(name)], MODEL, ticket, max_attempts=3)
+            assert new(store, ref(name)) == []
+        assert [row["name"] for row in rows(store, "predictions", task="view")] == [
+            "caf\\xe9.jpg",
+            "null\\x00.jpg",
+            "'; DROP TABLE image; --",
+            "line\nbreak",
+        ]
+
+    @pytest.mark.parametrize(
+        ("wanted", "names"),
+        [
+            ({"label": "damaged"}, "abc"),
+            ({"label": "clean"}, ""),
+            ({"min_probability": 0.7, "task": "condition"}, "bc"),
+            ({"max_probability": 0.55}, "a"),
+            ({"needs_review": True}, "a"),
+            ({"needs_review": False, "task": "condition"}, "bc"),
+            ({"name": "b", "task": "view"}, "b"),
+            ({"model": "sample@abc123", "task": "view"}, "abc"),
+            ({"model": "other"}, ""),
+            ({"run_id": "run-9"}, ""),
+            ({"since": "2000-01-01T00:00:00Z", "task": "view"}, "abc"),
+            ({"until_time": "2000-01-01T00:00:00Z"}, ""),
+        ],
+    )
+    def test_filters(self, store: SqlStore, ticket: RunTicket, wanted: dict[str, Any], names: str) -> None:
+        batch = [classified("a", share=0.5), classified("b", share=0.7), classified("c", share=0.9)]
+        store.save(batch, MODEL, ticket, max_attempts=3)
+        assert "".join(row["name"] for row in rows(store, "predictions", **wanted)) == names
+
+    def test_the_newest_come_first_when_listed(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified(name) for name in "abcd"], MODEL, ticket, max_attempts=3)
+        found = store.first_results("predictions", ResultFilter(task="view"), 2)
+        assert [row["name"] for row in found] == ["d", "c"]
+
+    def test_more_images_than_one_stretch(self, store: SqlStore, ticket: RunTicket) -> None:
+        names = [f"{n:05d}" for n in range(12_000)]
+        store.save([classified(name) for name in names], MODEL, ticket, max_attempts=3)
+        assert [row["name"] for row in rows(store, "predictions", task="view")] == names
+        assert new(store, *map(ref, names), ref("extra")) == ["extra"]
+
+
+class TestLeases:
+    """One run at a time."""
+
+    CLAIM = LeaseClaim("k", "first", "here 1", 60)
+
+    def test_the_second_is_told_who_holds_it(self, store: SqlStore) -> None:
+        store.take_lease(self.CLAIM)
+        with pytest.raises(LeaseHeld, match="first on here"):
+            store.take_lease(replace(self.CLAIM, run_id="second", holder="there 2"))
+
+    def test_freed_is_free(self, store: SqlStore) -> None:
+        first = store.take_lease(self.CLAIM)
+        store.free_lease(first)
+        assert store.take_lease(replace(self.CLAIM, run_id="second")).fence == first.fence + 1
+
+    def test_another_source_is_another_lease(self, store: SqlStore) -> None:
+        store.take_lease(self.CLAIM)
+        store.take_lease(replace(self.CLAIM, key="other", run_id="second"))
+
+    def test_an_expired_lease_passes_on(self, store: SqlStore) -> None:
+        store.take_lease(replace(self.CLAIM, seconds=-1))
+        assert store.take_lease(replace(self.CLAIM, run_id="second")).fence == 2
+
+    def test_a_dead_holder_is_replaced_at_once_and_its_run_ended(self, store: SqlStore) -> None:
+        begin(store, "run-1")
+        begin(store, "run-2")
+        status = {run["run_id"]: run["status"] for run in store.runs(limit=5)}
+        assert status == {"run-1": "interrupted", "run-2": "running"}
+
+    def test_who_wakes_up_late_writes_nothing(self, store: SqlStore) -> None:
+        late = begin(store, "run-1")
+        begin(store, "run-2")
+        with pytest.raises(LeaseLost):
+            store.save([classified("a")], MODEL, late, max_attempts=3)
+        with pytest.raises(LeaseLost):
+            store.renew_lease(late, 60)
+        assert rows(store, "predictions") == []
+
+    def test_threads_share_a_store(self, store: SqlStore, ticket: RunTicket) -> None:
+        def work(lane: int) -> None:
+            for n in range(20):
+                store.save([classified(f"{lane}/{n}")], MODEL, ticket, max_attempts=3)
+                store.renew_lease(ticket, 60)
+
+        threads = [threading.Thread(target=work, args=(lane,)) for lane in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.counts("run-1").classified == 80
+
+
+class TestSqliteFile:
+    """What can be wrong with a file."""
+
+    def test_the_tables_a_person_queries(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path / "r.db"), create=True)
+        store.save([classified("a"), failed("b", TRUNCATED)], MODEL, begin(store, "run-1"), max_attempts=3)
+        store.close()
+        with sqlite3.connect(tmp_path / "r.db") as plain:
+            found = plain.execute(
+                "SELECT name FROM image_probability WHERE label = 'damaged' AND probability > 0.7"
+            ).fetchall()
+            assert found == [("a",)]
+            assert plain.execute("SELECT count(*) FROM image_prediction").fetchone() == (2,)
+            assert plain.execute("SELECT name, code FROM image_failure").fetchall() == [("b", "truncated")]
+            assert plain.execute("SELECT count(*) FROM image").fetchone() == (2,)
+            assert plain.execute("SELECT version FROM schema_migration").fetchall() == [(1,)]
+            plan = plain.execute(
+                "EXPLAIN QUERY PLAN SELECT name FROM image_probability WHERE label = 'damaged' AND probability > 0.7"
+            ).fetchall()
+        plain.close()
+        assert not [step for *_, step in plan if step.startswith("SCAN p")], plan  # one stretch, not the whole table
+
+    def test_opening_again_keeps_results(self, tmp_path: Path) -> None:
+        for run in ("run-1", "run-2"):
+            store = open_store(str(tmp_path / "r.db"), create=True)
+            store.save([classified(run)], MODEL, begin(store, run), max_attempts=3)
+            store.close()
+        assert len(rows(open_store(str(tmp_path / "r.db")), "predictions", task="view")) == 2
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreNotFound, match="no results"):
+            open_store(str(tmp_path / "r.db"))
+        with pytest.raises(UsageError, match="folder"):
+            open_store(str(tmp_path / "no" / "r.db"), create=True)
+        assert not list(tmp_path.iterdir())
+
+    def test_of_another_program(self, tmp_path: Path) -> None:
+        with sqlite3.connect(tmp_path / "r.db") as other:
+            other.execute("CREATE TABLE mine (x)")
+        other.close()
+        before = (tmp_path / "r.db").read_bytes()
+        with pytest.raises(StoreForeign, match="another program"):
+            open_store(str(tmp_path / "r.db"), create=True)
+        assert (tmp_path / "r.db").read_bytes() == before
+
+    def test_no_database_at_all(self, tmp_path: Path) -> None:
+        (tmp_path / "r.db").write_bytes(b"name,label\n" * 500)
+        with pytest.raises(StoreForeign, match="not a SQLite database"):
+            open_store(str(tmp_path / "r.db"), create=True)
+
+    def test_of_a_newer_vehclass(self, tmp_path: Path) -> None:
+        open_store(str(tmp_path / "r.db"), create=True).close()
+        with sqlite3.connect(tmp_path / "r.db") as newer:
+            newer.execute("PRAGMA user_version = 999")
+        newer.close()
+        with pytest.raises(StoreForeign, match="newer vehclass"):
+            open_store(str(tmp_path / "r.db"))
+
+    def test_locked_by_another_program(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path / "r.db"), create=True, busy_seconds=0.2)
+        ticket = begin(store, "run-1")
+        other = sqlite3.connect(tmp_path / "r.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreBusy, match=r"locked .* for 0\.2 s"):
+            store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        other.execute("ROLLBACK")
+        other.close()
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("a")) == []
+
+    def test_two_open_it_for_the_first_time_at_once(self, tmp_path: Path) -> None:
+        problems: list[BaseException] = []
+
+        def make() -> None:
+            try:
+                open_store(str(tmp_path / "r.db"), create=True).close()
+            except BaseException as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+
+    @pytest.mark.parametrize("url", ["", "postgres://x/y", "mssql://server/db", "cosmos://account/db"])
+    def test_urls_that_are_no_store(self, url: str) -> None:
+        with pytest.raises(UsageError):
+            open_store(url, create=True)
+
+
+def test_every_store_error_names_a_way_out() -> None:
+    texts: list[Callable[[], str]] = [
+        lambda: str(StoreNotFound(url="u")),
+        lambda: str(StoreForeign(url="u", reason="r")),
+        lambda: str(StoreError(url="u", reason="r")),
+    ]
+    assert all("{" not in text() and text().endswith(".") for text in texts)
