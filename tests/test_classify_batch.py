@@ -24,7 +24,9 @@ def uploads(drawn: Path, tmp_path: Path) -> Path:
 
 
 def batch(vehclass: Vehclass, container: Path | str, *more: str | Path, **environment: str) -> Answer:
-    return vehclass("classify-batch", "--container", container, "--model", SAMPLE, "--store", "r.db", *more, **environment)
+    return vehclass(
+        "classify-batch", "--container", container, "--model", SAMPLE, "--store", "r.db", *more, **environment
+    )
 
 
 def table(folder: Path, query: str) -> list[Any]:
@@ -93,7 +95,10 @@ def test_a_replaced_photo_is_new_again(vehclass: Vehclass, uploads: Path, tmp_pa
     shutil.copy(uploads / "photos/000003.jpg", uploads / "photos/IMG_empty.jpg")
     again = batch(vehclass, uploads, "--json")
     assert (again.code, again.json["new"], again.json["classified"]) == (0, 2, 2)
-    rows = table(tmp_path, "SELECT sha256 FROM image WHERE name IN ('photos/000001.jpg', 'photos/000003.jpg', 'photos/IMG_empty.jpg')")
+    rows = table(
+        tmp_path,
+        "SELECT sha256 FROM image WHERE name IN ('photos/000001.jpg', 'photos/000003.jpg', 'photos/IMG_empty.jpg')",
+    )
     assert len(rows) == 3
     assert len(set(rows)) == 1
     assert len(table(tmp_path, FAILURES)) == 6
@@ -169,9 +174,15 @@ def test_odd_names_and_bad_files_each_get_a_row(vehclass: Vehclass, badinput: Pa
     files = sum(len(names) for _, _, names in os.walk(folder))
     assert files == len(table(tmp_path, "SELECT 1 FROM outcome"))
     assert "\x1b" not in answer.out + answer.err
-    assert {"truncated", "not_an_image", "unsupported_format", "too_many_pixels", "empty", "not_a_file", "vanished"} <= {
-        code for _, _, code, *_ in table(tmp_path, FAILURES)
-    }
+    assert {
+        "truncated",
+        "not_an_image",
+        "unsupported_format",
+        "too_many_pixels",
+        "empty",
+        "not_a_file",
+        "vanished",
+    } <= {code for _, _, code, *_ in table(tmp_path, FAILURES)}
     listed = vehclass("results", "list", "--failures", "--limit", "400", "--store", "r.db")
     assert listed.code == 0
     assert "\x1b" not in listed.out
@@ -203,7 +214,12 @@ def test_on_a_cpu_no_framework_is_loaded(uploads: Path, tmp_path: Path) -> None:
         "print([name for name in ('tensorflow', 'keras', 'torch', 'jax', 'azure') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
-        [VEHCLASS[0], "-c", code, str(SAMPLE)], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=True
+        [VEHCLASS[0], "-c", code, str(SAMPLE)],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr.strip().splitlines()[-1] == "[]"
 
@@ -221,17 +237,27 @@ class TestWrongSettings:
             (["-c", ".", "-m", "nowhere"], {}, "No model at nowhere"),
             (["-c", ".", "-m", str(SAMPLE), "--store", "mysql://x"], {}, "is no store"),
             (["-c", ".", "-m", str(SAMPLE), "--store", "no/where/r.db"], {}, "does not exist"),
-            (["-c", ".", "-m", str(SAMPLE), "--batch-size", "0"], {}, "--batch-size is 0; it has to be between 1 and 4096"),
+            (
+                ["-c", ".", "-m", str(SAMPLE), "--batch-size", "0"],
+                {},
+                "--batch-size is 0; it has to be between 1 and 4096",
+            ),
             (["-c", ".", "-m", str(SAMPLE), "--max-failure-rate", "2"], {}, "between 0.0 and 1.0"),
             (["-c", ".", "-m", str(SAMPLE), "--runtime", "onnx"], {}, "choose from auto, openvino, keras"),
             (["-c", ".", "-m", str(SAMPLE), "--since", "yesterday"], {}, "--since is 'yesterday'"),
             (["-c", ".", "-m", str(SAMPLE)], {"VEHCLASS_THREADS": "many"}, "VEHCLASS_THREADS is 'many'"),
             (["-c", ".", "-m", str(SAMPLE)], {"VEHCLASS_IMAGE_FORMATS": "jpeg,xcf"}, "choose from jpeg"),
-            (["-c", "photos", "-m", str(SAMPLE)], {"AZURE_STORAGE_CONNECTION_STRING": "nonsense"}, "not a connection string"),
+            (
+                ["-c", "photos", "-m", str(SAMPLE)],
+                {"AZURE_STORAGE_CONNECTION_STRING": "nonsense"},
+                "not a connection string",
+            ),
             (["-c", "http://example.org/a/b", "-m", str(SAMPLE)], {"AZURE_STORAGE_KEY": "a2V5"}, "not encrypted"),
         ],
     )
-    def test_one_sentence(self, vehclass: Vehclass, tmp_path: Path, words: list[str], environment: dict[str, str], says: str) -> None:
+    def test_one_sentence(
+        self, vehclass: Vehclass, tmp_path: Path, words: list[str], environment: dict[str, str], says: str
+    ) -> None:
         answer = vehclass("classify-batch", *words, **environment)
         assert answer.code == 2, answer.err
         assert says in answer.err
@@ -259,7 +285,9 @@ class TestWrongSettings:
     def test_a_server_that_is_not_there(self, vehclass: Vehclass, tmp_path: Path) -> None:
         began = time.monotonic()
         answer = batch(
-            vehclass, "photos", AZURE_STORAGE_CONNECTION_STRING="DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:9/a;"
+            vehclass,
+            "photos",
+            AZURE_STORAGE_CONNECTION_STRING="DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:9/a;",
         )
         assert (answer.code, "cannot be reached" in answer.err) == (5, True), answer.err
         assert time.monotonic() - began < 15
@@ -274,7 +302,12 @@ class TestTroubleWithTheStore:
         limited = f"ulimit -f 100; exec {VEHCLASS[0]} -m vehclass classify-batch -c uploads -m {SAMPLE} --store r.db"
         ignore = "trap '' XFSZ; "
         done = subprocess.run(
-            ["bash", "-c", ignore + limited], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
+            ["bash", "-c", ignore + limited],
+            cwd=tmp_path,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 1, done.stderr
         assert "could not be saved" in done.stderr
@@ -316,7 +349,12 @@ class TestTroubleWithTheStore:
             "from vehclass.cli import main; main()"
         )
         first = subprocess.Popen(
-            [VEHCLASS[0], "-c", code], cwd=tmp_path, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [VEHCLASS[0], "-c", code],
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert first.stdout is not None
         assert first.stdout.readline() == "at it\n"

@@ -261,7 +261,7 @@ def test_bad_files_with_every_format_allowed(badinput: Path) -> None:
             try:
                 decode(file.read_bytes(), SIZE, formats=FORMATS)
             except DecodeError as error:
-                assert error.code  # noqa: PT017  (either ending is right)
+                assert error.code
 
 
 def test_all_orientations_of_real_files_look_alike(badinput: Path) -> None:

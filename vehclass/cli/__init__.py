@@ -33,6 +33,10 @@ def main() -> None:
         reason = f"Something unforeseen went wrong ({type(error).__name__}: {error}). Run it again with --verbose to see where."
         _report(VehclassError(reason=reason), verbose, error)
         sys.exit(ExitCode.FAILED)
+    finally:
+        # All is said and saved: a signal that comes while Python tidies up must not change the exit code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

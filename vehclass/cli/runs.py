@@ -27,26 +27,15 @@ def list_runs(
     if as_json:
         show.print_json(rows)
         return
-    columns = ("run", "started (UTC)", "status", "exit", "new", "classified", "failed", "to review", "source", "model")
     show.table(
         None,
-        columns,
+        ("run", "status", "exit", "new", "classified", "failed", "model", "source"),
         [
-            (
-                row["run_id"],
-                row["started_at"][:19],
-                row["status"],
-                row["exit_code"],
-                row["new"],
-                row["classified"],
-                row["failed"],
-                row["needs_review"],
-                row["source"],
-                row["model"],
-            )
+            [row[key] for key in ("run_id", "status", "exit_code", "new", "classified", "failed", "model", "source")]
             for row in rows
         ],
-        right=columns[3:8],
+        right=("exit", "new", "classified", "failed"),
+        whole=("run", "status"),
     )
 
 

@@ -1,11 +1,10 @@
 """How vehclass looks on a screen: tables, numbers, progress, and names that cannot play tricks on a terminal."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,16 +37,22 @@ def print_json(document: object) -> None:
 
 
 def table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> None:
-    """A table on standard output; columns named in `right` are numbers."""
+    """A table on standard output; columns named in `right` are numbers, those in `whole` are never folded."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in (*right, *whole))
     for row in rows:
         made.add_row(*(escape(plain("" if cell is None else str(cell))) for cell in row))
     console().print(made)
@@ -118,7 +123,8 @@ def watching(*, quiet: bool) -> "Iterator[Any]":
 
 @contextmanager
 def _bar(screen: "Console") -> "Iterator[Any]":
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         SpinnerColumn(),
@@ -127,12 +133,12 @@ def _bar(screen: "Console") -> "Iterator[Any]":
         TextColumn("{task.completed:,.0f} of {task.fields[total_text]}"),
         TextColumn("{task.fields[speed]}"),
     )
-    with Progress(*columns, console=screen, transient=True, refresh_per_second=8) as bars:
+    with Bars(*columns, console=screen, transient=True, refresh_per_second=8) as bars:
         bar = bars.add_task("listing", total=None, total_text="?", speed="")
         speedometer = Speedometer()
         last = 0.0
 
-        def tell(progress: "Progress_") -> None:
+        def tell(progress: "Progress") -> None:
             nonlocal last
             if time.monotonic() - last < 0.1 and not progress.listing_done:
                 return
@@ -153,7 +159,7 @@ def _lines(screen: "Console") -> Any:
     speedometer = Speedometer()
     last = time.monotonic()
 
-    def tell(progress: "Progress_") -> None:
+    def tell(progress: "Progress") -> None:
         nonlocal last
         if time.monotonic() - last < LINE_EVERY_SECONDS:
             return
@@ -164,7 +170,7 @@ def _lines(screen: "Console") -> Any:
     return tell
 
 
-def _speed(progress: "Progress_", speedometer: Speedometer) -> str:
+def _speed(progress: "Progress", speedometer: Speedometer) -> str:
     rate = speedometer.rate(progress.done)
     parts = [f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"] if progress.done else []
     if rate > 0 and progress.done and progress.new > progress.done:
@@ -172,14 +178,3 @@ def _speed(progress: "Progress_", speedometer: Speedometer) -> str:
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     return ", ".join(parts)
-
-
-if TYPE_CHECKING:
-    Progress_ = Progress
-else:
-    Progress_ = Any
-
-
-def flush() -> None:
-    """Sends what is printed on its way."""
-    sys.stdout.flush()

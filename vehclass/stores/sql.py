@@ -6,7 +6,7 @@ Written on named queries, so that a database needs only `query`, `records`, `exe
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Final
 
 from vehclass.errors import LeaseHeld, LeaseLost
@@ -173,7 +173,10 @@ class SqlStore:
         for after in reversed(starts) if newest_first else starts:
             values = {**asdict(wanted), "after": after, "until": after + STRETCH}
             rows = self._db.records(f"{what}_between", **values)
-            yield from reversed(rows) if newest_first else rows
+            if newest_first:
+                images = [list(group) for _, group in groupby(rows, key=lambda row: row["image_id"])]
+                rows = [row for group in reversed(images) for row in group]
+            yield from rows
 
     def first_results(self, what: str, wanted: ResultFilter, limit: int) -> list[dict[str, Any]]:
         """The newest rows, at most `limit`."""

@@ -1,0 +1,78 @@
+"""Lanes: bounded, ordered where there is one, honest about errors, and gone when nobody listens."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vehclass.batch.flow import batched, in_lanes
+
+
+def alive(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_every_item_comes_out_once(lanes: int) -> None:
+    found = list(in_lanes(lambda n: n * 2, range(500), lanes, 3, "lane"))
+    assert sorted(found) == [n * 2 for n in range(500)]
+    assert not alive("lane-")
+
+
+def test_one_lane_keeps_the_order() -> None:
+    assert list(in_lanes(str, range(100), 1, 2, "lane")) == [str(n) for n in range(100)]
+
+
+def test_a_slow_consumer_stops_the_pulling() -> None:
+    pulled = []
+
+    def items() -> Iterator[int]:
+        for n in range(1000):
+            pulled.append(n)
+            yield n
+
+    results = in_lanes(lambda n: n, items(), 3, 4, "lane")
+    next(results)
+    time.sleep(0.3)
+    assert len(pulled) <= 1 + 3 + 4 + 1
+    results.close()  # type: ignore[attr-defined]
+    assert not alive("lane-")
+
+
+def test_lanes_work_at_the_same_time() -> None:
+    meeting = threading.Barrier(4, timeout=5)
+    assert len(list(in_lanes(lambda n: meeting.wait(), range(8), 4, 1, "lane"))) == 8
+
+
+def test_an_error_of_the_work_is_raised_after_what_was_in_hand() -> None:
+    def work(n: int) -> int:
+        if n == 5:
+            raise ValueError("five")
+        return n
+
+    found = []
+    with pytest.raises(ValueError, match="five"):
+        for result in in_lanes(work, range(1000), 2, 2, "lane"):
+            found.append(result)
+    assert {0, 1, 2, 3} <= set(found)
+    assert len(found) < 20
+    assert not alive("lane-")
+
+
+def test_an_error_of_the_items_is_raised_after_what_was_in_hand() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ConnectionError("gone")
+
+    found = []
+    with pytest.raises(ConnectionError, match="gone"):
+        for result in in_lanes(lambda n: n, items(), 3, 1, "lane"):
+            found.append(result)
+    assert sorted(found) == [0, 1, 2]
+
+
+def test_batches_by_count_and_by_weight() -> None:
+    assert list(batched([1, 1, 1, 1, 1], 2, lambda n: n, 100)) == [[1, 1], [1, 1], [1]]
+    assert list(batched([4, 4, 9, 1, 30, 1], 10, lambda n: n, 10)) == [[4, 4], [9, 1], [30], [1]]
+    assert list(batched([], 2, lambda n: 0, 1)) == []

@@ -1,0 +1,209 @@
+"""Killed at any moment, nothing is lost, nothing is doubled, nothing is different."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SAMPLE, VEHCLASS, clean_environment, draw
+
+SEED = 20261120
+PHOTOS = 500
+
+# Everything that a run leaves behind, but for when, by whom, and in which order it was written.
+EVERYTHING = [
+    "SELECT name, source, etag, size, modified_at, width, height, format, sha256 FROM image ORDER BY name",
+    "SELECT i.name, o.etag, o.status, o.stage, o.code, o.message, o.attempts"
+    " FROM outcome o JOIN image i USING (image_seq) ORDER BY i.name",
+    "SELECT name, model, task, label, round(probability, 6), needs_review FROM image_prediction ORDER BY name, task",
+    "SELECT name, model, task, label, round(probability, 6) FROM image_probability ORDER BY name, task, label",
+]
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 photos, one in fifty of them broken."""
+    folder = tmp_path_factory.mktemp("kill")
+    drawn = sorted((draw(folder / "drawn", "--count", "20", "--seed", "9", "--size", "320x240") / "photos").iterdir())
+    uploads = folder / "uploads"
+    uploads.mkdir()
+    for number in range(PHOTOS):
+        if number % 50 == 7:
+            (uploads / f"{number:04d}.jpg").write_bytes(drawn[number % 20].read_bytes()[:900])
+        else:
+            shutil.copy(drawn[number % 20], uploads / f"{number:04d}.jpg")
+    return uploads
+
+
+def command(container: Path, store: Path) -> list[str]:
+    # Small batches on one thread: more moments at which to be killed.
+    options = ["--threads", "1", "--batch-size", "4", "--json"]
+    return [*VEHCLASS, "classify-batch", "-c", str(container), "-m", str(SAMPLE), "--store", str(store), *options]
+
+
+def start(container: Path, store: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command(container, store), env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def contents(store: Path) -> list[list[Any]]:
+    with sqlite3.connect(store) as opened:
+        assert opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        found = [opened.execute(query).fetchall() for query in EVERYTHING]
+    opened.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(container: Path) -> list[list[Any]]:
+    store = container.parent / "undisturbed.db"
+    done = subprocess.run(
+        command(container, store), env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    found = contents(store)
+    assert [len(rows) for rows in found] == [500, 500, 490 * 3, 490 * 10]
+    return found
+
+
+def kill_until(kills: int, container: Path, undisturbed: list[list[Any]], folder: Path) -> dict[str, int]:
+    """Rounds of killing until the work is done, until there were so many kills; each round is compared."""
+    chance = random.Random(SEED)
+    killed = rounds = 0
+    while killed < kills:
+        store = folder / f"{rounds}.db"
+        while True:
+            process = start(container, store)
+            try:
+                process.communicate(timeout=chance.uniform(0.2, 1.6))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+                continue
+            assert process.returncode in (0, 3)
+            break
+        assert contents(store) == undisturbed
+        with sqlite3.connect(store) as opened:
+            statuses = [status for (status,) in opened.execute("SELECT status FROM run ORDER BY rowid")]
+        opened.close()
+        assert statuses[-1] == "done"
+        assert set(statuses[:-1]) <= {"interrupted", "done"}  # killed on its way out
+        rounds += 1
+        store.unlink()
+    return {"kills": killed, "rounds": rounds}
+
+
+def test_sigkill_25_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:
+    print(kill_until(25, container, undisturbed, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_sigkill_300_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:
+    print(json.dumps({"seed": SEED, **kill_until(300, container, undisturbed, tmp_path)}))
+
+
+@pytest.fixture
+def moments() -> Iterator[float]:
+    chance = random.Random(SEED)
+    return (chance.uniform(0.5, 1.4) for _ in iter(int, 1))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_what_is_in_hand(
+    number: signal.Signals,
+    code: int,
+    container: Path,
+    undisturbed: list[list[Any]],
+    tmp_path: Path,
+    moments: Iterator[float],
+) -> None:
+    store = tmp_path / "r.db"
+    stopped = 0
+    while True:
+        process = start(container, store)
+        time.sleep(next(moments))
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 20
+        assert "Traceback" not in err
+        if process.returncode != code:
+            assert process.returncode in (0, 3), err
+            break
+        stopped += 1
+        assert f"Stopped by {number.name}" in err
+    assert stopped >= 2
+    assert contents(store) == undisturbed
+    with sqlite3.connect(store) as opened:
+        rows = opened.execute("SELECT status, exit_code FROM run ORDER BY rowid").fetchall()
+    opened.close()
+    assert {(status, exit_code) for status, exit_code in rows[:-1]} <= {("interrupted", code)}
+
+
+def test_two_signals_in_a_row(
+    container: Path, undisturbed: list[list[Any]], tmp_path: Path, moments: Iterator[float]
+) -> None:
+    store = tmp_path / "r.db"
+    for _ in range(6):
+        process = start(container, store)
+        time.sleep(next(moments))
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode in (130, 143, 0, 3), err
+        assert "Traceback" not in err
+    done = subprocess.run(
+        command(container, store), env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 3)
+    assert contents(store) == undisturbed
+
+
+def test_a_signal_before_the_work_begins(container: Path, tmp_path: Path) -> None:
+    for delay in (0.05, 0.15, 0.3):
+        process = start(container, tmp_path / "r.db")
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        # Python itself may not be up yet, in which case the system ends it.
+        assert process.returncode in (143, -signal.SIGTERM), err
+        assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_a_killed_run_leaves_a_lease_that_the_next_one_takes_at_once(container: Path, tmp_path: Path) -> None:
+    store = tmp_path / "r.db"
+    process = start(container, store)
+    while not (store.exists() and _saved(store)):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    began = time.monotonic()
+    done = subprocess.run(
+        command(container, store), env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert time.monotonic() - began < 60
+
+
+def _saved(store: Path) -> bool:
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as opened:
+            found = opened.execute("SELECT count(*) FROM outcome").fetchone()[0]
+        opened.close()
+    except sqlite3.Error:
+        return False
+    return bool(found)

@@ -1,0 +1,185 @@
+"""A model folder is refused before anything in it is deserialised, when it is not what was trained."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import SAMPLE, Answer
+from vehclass.errors import ImageError, ModelNotFound, ModelRefused
+from vehclass.model.classifier import Classifier, answers, probabilities
+from vehclass.model.folder import check_keras_file, open_model
+from vehclass.records import Task
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SAMPLE, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    facts = json.loads((folder / "model.json").read_text())
+    change(facts)
+    (folder / "model.json").write_text(json.dumps(facts))
+
+
+def test_the_sample_is_whole_and_small() -> None:
+    model = open_model(SAMPLE)
+    assert [task.name for task in model.info.tasks] == ["view", "condition", "body"]
+    assert sum(file.stat().st_size for file in SAMPLE.iterdir()) < 5_000_000
+    check_keras_file(model.file("model.keras"))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "openvino.xml", "openvino.bin"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "swapped"])
+def test_a_changed_file_is_refused(folder: Path, name: str, how: str) -> None:
+    file = folder / name
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif how == "cut":
+        file.write_bytes(data[:-100])
+    elif how == "gone":
+        file.unlink()
+    else:
+        shutil.copy(folder / "model.json", file)
+    with pytest.raises(ModelRefused, match=name):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda facts: facts["tasks"][0].update(temperature=9.0), "changed after the model was made"),
+        (lambda facts: facts["tasks"][1]["labels"].reverse(), "changed after the model was made"),
+        (lambda facts: facts.update(input_size=[8, 8]), "changed after the model was made"),
+        (lambda facts: facts.update(format_version=99), "not of format 1"),
+        (lambda facts: facts.pop("tasks"), "lacks what it should say"),
+        (lambda facts: facts["files"].update({"../secret": "00"}), "a file outside the folder"),
+    ],
+)
+def test_changed_facts_are_refused(folder: Path, change: Callable[[dict[str, Any]], object], says: str) -> None:
+    edit(folder, change)
+    with pytest.raises(ModelRefused, match=says):
+        open_model(folder)
+
+
+def test_hdf5_is_refused_by_its_bytes(folder: Path) -> None:
+    (folder / "model.keras").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    with pytest.raises(ModelRefused, match="HDF5"):
+        open_model(folder)
+
+
+def test_no_model(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, says in (
+        (tmp_path / "missing", "no such folder"),
+        (tmp_path, "no model.json"),
+        (tmp_path / "file", "a file"),
+    ):
+        with pytest.raises(ModelNotFound, match=says):
+            open_model(path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ModelRefused, match="cannot be read"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"module": "keras.layers", "class_name": "Lambda", "config": {"function": "..."}, "registered_name": None},
+        {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {}, "registered_name": None},
+        {
+            "module": "keras.layers",
+            "class_name": "TFSMLayer",
+            "config": {"filepath": "/tmp/x"},
+            "registered_name": None,
+        },
+        {"module": "builtins", "class_name": "function", "config": "exec", "registered_name": "function"},
+        {"module": "os", "class_name": "system", "config": {}, "registered_name": None},
+        {"module": "keras.utils", "class_name": "get_file", "config": {}, "registered_name": None},
+        {"module": "keras.layers", "class_name": "Dense", "config": {}, "registered_name": "evil>Dense"},
+    ],
+)
+def test_a_keras_file_with_code_is_refused_before_keras_sees_it(tmp_path: Path, part: dict[str, Any]) -> None:
+    with zipfile.ZipFile(SAMPLE / "model.keras") as whole, zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil:
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                config["config"]["layers"].append(part)
+                data = json.dumps(config).encode()
+            evil.writestr(name, data)
+    with pytest.raises(ModelRefused, match="not allowed"):
+        check_keras_file(tmp_path / "evil.keras")
+
+
+def test_a_keras_file_with_more_in_it_is_refused(tmp_path: Path) -> None:
+    shutil.copy(SAMPLE / "model.keras", tmp_path / "more.keras")
+    with zipfile.ZipFile(tmp_path / "more.keras", "a") as archive:
+        archive.writestr("../../escape.py", "import os")
+    with pytest.raises(ModelRefused, match="not a plain Keras 3 file"):
+        check_keras_file(tmp_path / "more.keras")
+    (tmp_path / "pickle.keras").write_bytes(b"\x80\x04\x95")
+    with pytest.raises(ModelRefused, match="not a Keras 3 file"):
+        check_keras_file(tmp_path / "pickle.keras")
+
+
+def test_a_refused_model_stops_the_command(folder: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+    (folder / "openvino.bin").write_bytes(b"\0")
+    answer = vehclass("classify-batch", "-c", ".", "-m", folder)
+    assert (answer.code, "was not loaded: openvino.bin is not the file that was trained" in answer.err) == (2, True)
+    assert not (tmp_path / "vehclass.db").exists()
+
+
+class TestAnswers:
+    """From logits to predictions."""
+
+    TASKS = (Task("a", ("x", "y", "z"), temperature=2.0, threshold=0.6), Task("b", ("p", "q")))
+
+    def test_each_task_has_its_own_softmax(self) -> None:
+        (one,) = answers(np.array([[2.0, 0.0, 0.0, 0.0, 5.0]], np.float32), self.TASKS)
+        assert not isinstance(one, ImageError)
+        first, second = one
+        weights = np.exp([1.0, 0.0, 0.0])
+        assert first.probabilities == pytest.approx(tuple(weights / weights.sum()))
+        assert (first.label, first.needs_review) == ("x", True)
+        assert (second.label, second.needs_review) == ("q", False)
+        assert sum(first.probabilities) == pytest.approx(1)
+
+    def test_what_is_not_finite_is_an_error_for_its_picture_only(self) -> None:
+        logits = np.zeros((3, 5), np.float32)
+        logits[1, 4] = np.nan
+        logits[2, 0] = np.inf
+        good, bad, worse = answers(logits, self.TASKS)
+        assert not isinstance(good, ImageError)
+        assert isinstance(bad, ImageError)
+        assert isinstance(worse, ImageError)
+        assert bad.code == "not_finite"
+
+    def test_large_logits_do_not_overflow(self) -> None:
+        assert probabilities(np.array([[1e4, -1e4]], np.float32), 0.5).tolist() == [[1.0, 0.0]]
+
+
+def test_an_answer_does_not_depend_on_its_neighbours() -> None:
+    """Alone, in a batch, first or last: the same probabilities, so that a killed night ends like a quiet one."""
+    folder = open_model(SAMPLE)
+    classifier = Classifier.open(folder, kind="openvino", batch_size=8, threads=2)
+    width, height = folder.info.input_size
+    pixels = np.random.default_rng(1).integers(0, 255, (8, height, width, 3), np.uint8)
+    together = classifier.classify(pixels)
+    alone = [classifier.classify(pixels[n : n + 1])[0] for n in range(8)]
+    turned = classifier.classify(pixels[::-1].copy())[::-1]
+    for one, two, three in zip(together, alone, turned, strict=True):
+        assert not isinstance(one, ImageError)
+        assert not isinstance(two, ImageError)
+        assert not isinstance(three, ImageError)
+        for a, b, c in zip(one, two, three, strict=True):
+            assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
+            assert a.probabilities == pytest.approx(c.probabilities, abs=1e-6)

@@ -1,0 +1,193 @@
+"""The batch with ten-line stand-ins: one photo in, one row out, in bounded memory, whatever happens."""
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vehclass.batch import runs
+from vehclass.batch.pipeline import Hands, Job, Watch
+from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
+from vehclass.imaging import Pixels
+from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, ResultFilter, Task, image_id
+from vehclass.stores import open_store
+from vehclass.stores.sql import SqlStore
+
+INFO = ModelInfo("stand-in", "v1", (Task("parity", ("even", "odd")),), (2, 2), "2026-01-01")
+FACTS = ImageFacts(2, 2, "jpeg", "00")
+
+
+class Names:
+    """A source that makes its images up: number n's bytes are n."""
+
+    url = "made-up://"
+    concurrency = 3
+
+    def __init__(self, count: int, page: int = 100) -> None:
+        self.count, self.page = count, page
+        self.reads: list[str] = []
+
+    def check(self) -> None: ...
+
+    def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+        when = datetime(2026, 1, 1, tzinfo=UTC)
+        for start in range(0, self.count, self.page):
+            names = [str(n) for n in range(start, min(self.count, start + self.page))]
+            yield [ImageRef(image_id(self.url, name), self.url, name, "1", 8, when) for name in names]
+
+    def read(self, ref: ImageRef) -> bytes:
+        self.reads.append(ref.name)
+        return ref.name.encode()
+
+
+class Parity:
+    """A classifier of numbers."""
+
+    info = INFO
+    batch_size = 10
+
+    def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+        odd = pixels[:, 0, 0, 0] % 2
+        return [(Prediction("parity", INFO.tasks[0].labels[n], 1.0, False, (1.0 - n, float(n))),) for n in odd.tolist()]
+
+
+def decode(data: bytes) -> tuple[Pixels, ImageFacts]:
+    return np.full((2, 2, 3), int(data) % 256, np.uint8), FACTS
+
+
+@pytest.fixture
+def store() -> Iterator[SqlStore]:
+    made = open_store("sqlite://", create=True)
+    yield made
+    made.close()
+
+
+def tell(
+    source: Any, store: SqlStore, job: Job | None = None, watch: Watch | None = None, **hands: Any
+) -> runs.Finished:
+    parts = {"decode": decode, "classifier": Parity(), **hands}
+    return runs.run(
+        job or Job(lanes=2), Hands(source, store=store, **parts), watch or Watch(), command="test", settings="{}"
+    )
+
+
+def names(store: SqlStore, what: str = "predictions", **wanted: Any) -> set[str]:
+    return {row["name"] for row in store.results(what, ResultFilter(**wanted))}
+
+
+def test_one_photo_in_one_row_out(store: SqlStore) -> None:
+    finished = tell(Names(1234), store)
+    assert (finished.exit_code, finished.counts.classified) == (0, 1234)
+    assert names(store, label="odd") == {str(n) for n in range(1, 1234, 2) if n % 256 % 2}
+    assert len(names(store)) == 1234
+    assert tell(Names(1234), store).counts.done == 0
+
+
+def test_each_stage_may_fail_for_one_image(store: SqlStore) -> None:
+    class Torn(Names):
+        def read(self, ref: ImageRef) -> bytes:
+            if ref.name == "3":
+                raise ReadError("vanished", "Gone.")
+            return super().read(ref)
+
+    def picky(data: bytes) -> tuple[Pixels, ImageFacts]:
+        if data == b"14":
+            raise DecodeError("corrupt", "Damaged.")
+        return decode(data)
+
+    class Unsure(Parity):
+        def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+            answers = super().classify(pixels)
+            return [
+                ImageError("not_finite", "NaN.") if p[0, 0, 0] == 25 else a
+                for p, a in zip(pixels, answers, strict=True)
+            ]
+
+    finished = tell(Torn(40), store, decode=picky, classifier=Unsure())
+    assert finished.exit_code == 3
+    failed = {row["name"]: (row["stage"], row["code"]) for row in store.results("failures", ResultFilter())}
+    assert failed == {"3": ("read", "vanished"), "14": ("decode", "corrupt"), "25": ("classify", "not_finite")}
+    assert len(names(store)) == 37
+
+
+def test_a_file_that_is_too_large_is_not_read(store: SqlStore) -> None:
+    source = Names(5)
+    tell(source, store, Job(max_bytes=7))
+    assert source.reads == []
+    assert {row["code"] for row in store.results("failures", ResultFilter())} == {"too_many_bytes"}
+
+
+def test_a_source_that_goes_away_keeps_what_was_done(store: SqlStore) -> None:
+    class Gone(Names):
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            yield from list(super().pages(prefix))[:3]
+            raise ServiceUnreachable(service=self.url, reason="the cable was cut")
+
+    with pytest.raises(ServiceUnreachable):
+        tell(Gone(1000), store)
+    assert len(names(store)) == 300
+    (run,) = store.runs(limit=1)
+    assert (run["status"], run["exit_code"], run["classified"]) == ("failed", 5, 300)
+    assert tell(Names(1000), store).counts.classified == 700
+
+
+def test_a_classifier_that_breaks_ends_the_run_and_frees_the_lease(store: SqlStore) -> None:
+    class Broken(Parity):
+        def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+            raise RuntimeError("the device fell off the bus")
+
+    with pytest.raises(RuntimeError, match="fell off"):
+        tell(Names(50), store, classifier=Broken())
+    assert store.runs(limit=1)[0]["message"] == "the device fell off the bus"
+    assert tell(Names(50), store).counts.classified == 50
+
+
+def test_stopping_ends_soon_and_saves_what_is_in_hand(store: SqlStore) -> None:
+    class Slow(Parity):
+        def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+            time.sleep(0.05)
+            return super().classify(pixels)
+
+    watch = Watch()
+    threading.Timer(0.5, watch.stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="SIGINT"):
+        tell(Names(10_000), store, watch=watch, classifier=Slow())
+    assert time.monotonic() - began < 5
+    assert 0 < len(names(store)) < 10_000
+    assert store.runs(limit=1)[0]["classified"] == len(names(store))
+
+
+def test_a_run_that_lost_its_lease_writes_nothing_more(store: SqlStore) -> None:
+    class Stolen(Parity):
+        def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+            store._db._connection.execute("UPDATE lease SET fence = fence + 1, run_id = 'thief'")
+            return super().classify(pixels)
+
+    with pytest.raises(LeaseLost):
+        tell(Names(50), store, classifier=Stolen())
+    assert names(store) == set()
+
+
+def test_a_limit_and_a_pattern(store: SqlStore) -> None:
+    tell(Names(1000), store, Job(limit=37))
+    assert len(names(store)) == 37
+    tell(Names(1000), store, Job(include=("99?", "5")))
+    assert {f"99{n}" for n in range(10)} <= names(store)
+
+
+def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: SqlStore) -> None:
+    """What a run holds while it lists: a few pages, however many there are."""
+    tell(Names(20_000, page=1000), store)
+    peaks = []
+    for count in (5_000, 20_000):
+        tracemalloc.start()
+        assert tell(Names(count, page=1000), store).counts.done == 0
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
