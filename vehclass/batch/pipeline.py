@@ -108,8 +108,8 @@ def new_images(job: Job, hands: Hands, watch: Watch) -> Iterator[ImageRef]:
     progress = watch.progress
 
     def ask(page: list[ImageRef]) -> list[ImageRef]:
-        progress.listed += len(page)
         wanted = [ref for ref in page if job.wants(ref)]
+        progress.listed += len(wanted)
         return hands.store.unseen(wanted, hands.classifier.info, retry_failed=job.retry_failed) if wanted else []
 
     for page in in_lanes(ask, hands.source.pages(job.prefix), 1, PAGES_AHEAD, "list"):

@@ -38,9 +38,9 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     key = f"{hands.source.url} {model.version}"
     ticket = store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
-    start = RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname())
-    store.start_run(start, model)
     try:
+        start = RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname())
+        store.start_run(start, model)
         with _heartbeat(store, ticket, watch):
             classify_new(job, hands, ticket, watch)
         if watch.stop.is_set():
@@ -48,8 +48,7 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     except LeaseLost:
         raise
     except BaseException as error:
-        _record_failure(store, run_id, error, watch)
-        store.free_lease(ticket)
+        _record_failure(store, ticket, error, watch)
         raise
     counts = store.counts(run_id)
     code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
@@ -58,13 +57,14 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     return Finished(run_id, code, counts)
 
 
-def _record_failure(store: Store, run_id: str, error: BaseException, watch: Watch) -> None:
-    """Writes why a run stopped; when the store is what failed, the first error is the one to tell."""
+def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch: Watch) -> None:
+    """Writes why a run stopped, and frees its lease; when the store is what failed, the first error is the one to tell."""
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
     code = error.exit_code if isinstance(error, VehclassError) else ExitCode.FAILED
     message = str(error) or type(error).__name__
     try:
-        store.end_run(run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
+        store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
+        store.free_lease(ticket)
     except VehclassError as second:
         error.add_note(f"The run's end could not be recorded either: {second}")
 

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from vehclass.batch.pipeline import Hands, Job, Watch
     from vehclass.batch.runs import Finished
     from vehclass.stores.sql import SqlStore
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """What a run works with, its store as one that can be read from, too, and what it runs on."""
+
+    hands: "Hands"
+    store: "SqlStore"
+    device: str
+
 
 STOP_SECONDS = 19.0  # after a signal; what has not been saved by then stays new for the next run
 
@@ -95,7 +105,8 @@ def classify_batch(
         max_bytes=settings.max_bytes,
         lanes=settings.threads or options.cores(),
     )
-    with _hands(settings, container, job, require_gpu=require_gpu, writing=not dry_run) as (hands, results):
+    with _hands(settings, container, job, require_gpu=require_gpu, writing=not dry_run) as wired:
+        hands = wired.hands
         if dry_run:
             _dry_run(job, hands, as_json=as_json)
             return
@@ -114,16 +125,14 @@ def classify_batch(
             watch.tell = tell
             finished = runs.run(job, hands, watch, command="classify-batch", settings=record)
         if as_json:
-            show.print_json(_as_document(hands, results, watch, finished, time.monotonic() - began))
+            show.print_json(_as_document(wired, watch, finished, time.monotonic() - began))
         else:
-            _summary(hands, results, watch, finished, time.monotonic() - began, settings, top_k)
+            _summary(wired, watch, finished, time.monotonic() - began, top_k)
     raise typer.Exit(int(finished.exit_code))
 
 
 @contextmanager
-def _hands(
-    settings: Settings, container: str, job: "Job", *, require_gpu: bool, writing: bool
-) -> "Iterator[tuple[Hands, SqlStore]]":
+def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool, writing: bool) -> "Iterator[Wired]":
     """Source, model and store, each checked before any work: the source first, since it asks the least."""
     from vehclass import imaging
     from vehclass.batch.pipeline import Hands
@@ -145,7 +154,7 @@ def _hands(
         imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
     )
     try:
-        yield Hands(source, decode, classifier, results), results
+        yield Wired(Hands(source, decode, classifier, results), results, classifier.runtime.device)
     finally:
         results.close()
 
@@ -223,16 +232,15 @@ def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
     show.say("Nothing was written.")
 
 
-def _as_document(
-    hands: "Hands", results: "SqlStore", watch: "Watch", finished: "Finished", seconds: float
-) -> dict[str, Any]:
-    counts = finished.counts
+def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: float) -> dict[str, Any]:
+    hands, counts = wired.hands, finished.counts
     return {
         "run_id": finished.run_id,
         "exit_code": int(finished.exit_code),
         "source": hands.source.url,
         "model": hands.classifier.info.key,
         "store": hands.store.url,
+        "device": wired.device,
         "listed": watch.progress.listed,
         "new": watch.progress.new,
         "classified": counts.classified,
@@ -240,27 +248,18 @@ def _as_document(
         "quarantined": counts.quarantined,
         "needs_review": counts.needs_review,
         "seconds": round(seconds, 2),
-        "summary": results.run_summary(finished.run_id),
-        "failures": results.failure_codes(finished.run_id),
+        "summary": wired.store.run_summary(finished.run_id),
+        "failures": wired.store.failure_codes(finished.run_id),
     }
 
 
-def _summary(
-    hands: "Hands",
-    results: "SqlStore",
-    watch: "Watch",
-    finished: "Finished",
-    seconds: float,
-    settings: Settings,
-    top_k: int,
-) -> None:
-    counts, progress = finished.counts, watch.progress
+def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float, top_k: int) -> None:
+    hands, counts, progress = wired.hands, finished.counts, watch.progress
     if not counts.done:
-        show.say(
-            f"Nothing is new: {hands.classifier.info.key} has looked at all {progress.listed:,} images of {hands.source.url} before."
-        )
+        model, source = hands.classifier.info.key, hands.source.url
+        show.say(f"Nothing is new: {model} has looked at all {progress.listed:,} images of {source} before.")
         return
-    labels = _top_labels(results.run_summary(finished.run_id), top_k)
+    labels = _top_labels(wired.store.run_summary(finished.run_id), top_k)
     show.table(
         None,
         ("task", "label", "images", "share", "mean probability", "to review"),
@@ -280,22 +279,22 @@ def _summary(
     if counts.failed:
         from vehclass.records import ResultFilter
 
-        shown = results.first_results("failures", ResultFilter(run_id=finished.run_id), 10)
+        shown = wired.store.first_results("failures", ResultFilter(run_id=finished.run_id), 10)
         show.table(
             f"{counts.failed:,} image{'s' if counts.failed != 1 else ''} failed",
             ("name", "stage", "code", "why"),
             [(row["name"], row["stage"], row["code"], row["message"]) for row in shown],
         )
         if counts.failed > len(shown):
-            show.say(
-                f"... and {counts.failed - len(shown):,} more: vehclass results list --failures --run {finished.run_id}\n"
-            )
-    rate = counts.done / seconds
+            more = counts.failed - len(shown)
+            show.say(f"... and {more:,} more: vehclass results list --failures --run {finished.run_id}\n")
     show.say(
-        f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, of {progress.listed:,} listed, "
-        f"in {show.duration(seconds)} ({rate:,.0f} images/s from start to end) on {hands.classifier.runtime.device}."  # type: ignore[attr-defined]
+        f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, "
+        f"of {progress.listed:,} listed."
     )
-    show.say(f"Run {finished.run_id}, saved to {settings.store}.")
+    rate = counts.done / seconds
+    show.say(f"{show.duration(seconds)} from start to end, {rate:,.0f} images/s, on {wired.device}.")
+    show.say(f"Run {finished.run_id}, saved to {hands.store.url}.")
 
 
 def _top_labels(rows: list[dict[str, Any]], top_k: int) -> list[dict[str, Any]]:

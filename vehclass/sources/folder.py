@@ -10,7 +10,7 @@ from typing import Final
 from vehclass.errors import ReadError, SourceNotFound
 from vehclass.records import ImageRef, image_id
 
-PAGE: Final = 1_000
+PAGE: Final = 5_000  # as many as Azure lists at a time
 
 
 class FolderSource:
