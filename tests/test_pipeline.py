@@ -62,7 +62,7 @@ def decode(data: bytes) -> tuple[Pixels, ImageFacts]:
 
 @pytest.fixture
 def store() -> Iterator[SqlStore]:
-    made = open_store("sqlite://", create=True)
+    made = open_store("sqlite:///:memory:", create=True)
     yield made
     made.close()
 

@@ -59,7 +59,7 @@ def failed(name: str, why: Failure = UNREADABLE, etag: str = "1") -> Outcome:
 
 @pytest.fixture(params=["memory", "file"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    made = open_store("sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db", create=True)
+    made = open_store("sqlite:///:memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db", create=True)
     yield made
     made.close()
 

@@ -15,15 +15,16 @@ VehclassError                 1  failed
 ├── ExportDiffers             1
 ├── LeaseHeld                 4  another run holds the lease
 ├── LeaseLost                 4
-├── ServiceUnreachable        5  try later
-│   └── StoreBusy
-└── Interrupted               130 or 143
+└── ServiceUnreachable        5  try later
+    └── StoreBusy
 
+Interrupted                   130 or 143: like KeyboardInterrupt, no Exception, so that nothing swallows it
 ImageError is no relative: it says what is wrong with one image, becomes that image's row, and never
 leaves the batch.
 """
 
 from enum import IntEnum
+from signal import Signals
 
 
 class ExitCode(IntEnum):
@@ -119,12 +120,12 @@ class StoreBusy(ServiceUnreachable):
     """{url} stayed locked by another program for {seconds} s. What was finished is saved; run the same command again later."""
 
 
-class Interrupted(VehclassError):
-    """Stopped by {signal}. What was finished is saved; run the same command again to go on."""
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; no Exception, so that no handler takes it for a fault of what was being done."""
 
-    def __init__(self, *, signal: str, exit_code: ExitCode) -> None:
-        super().__init__(signal=signal)
-        self.exit_code = exit_code
+    def __init__(self, number: Signals) -> None:
+        super().__init__(f"Stopped by {number.name}. What was finished is saved; run the same command again to go on.")
+        self.exit_code = ExitCode(128 + number)
 
 
 class ImageError(Exception):

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
 
-from vehclass.errors import StoreError, UsageError
+from vehclass.errors import UsageError
 
 Row = dict[str, Any]
 FORMATS: Final = ("csv", "jsonl", "parquet")
@@ -85,20 +85,31 @@ def write(rows: Iterator[Row], what: str, kind: str, path: Path | None) -> int:
 
 @contextmanager
 def _target(path: Path | None, *, binary: bool) -> Iterator[IO[Any]]:
+    """Standard output, or a file that appears when it is complete; a pipe or a device is written to as it is."""
     if path is None:
         yield sys.stdout
         return
-    part = path.with_name(path.name + ".part")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(reason=f"{path} cannot be written: it is a folder, or its folder does not exist.")
+    special = path.exists() and not path.is_file()
+    part = path if special else path.with_name(path.name + ".part")
     try:
-        with part.open("wb") if binary else part.open("w", encoding="utf-8", newline="") as file:
+        with (
+            part.open("wb")
+            if binary
+            else part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file
+        ):
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+            if not special:
+                os.fsync(file.fileno())
+        if not special:
+            part.replace(path)
     except OSError as error:
-        raise StoreError(url=path, reason=error.strerror or str(error)) from error
+        raise UsageError(reason=f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        if not special:
+            part.unlink(missing_ok=True)
 
 
 def _csv(rows: Iterator[Row], columns: Sequence[str], file: IO[Any]) -> int:

@@ -1,6 +1,6 @@
 """Settings from flags, the environment and vehclass.toml, in that order, each with where it came from.
 
-The only reader of os.environ. Secrets come from the environment alone: a file of settings gets copied,
+Nothing else reads a setting from the environment. Secrets come from the environment alone: a file of settings gets copied,
 and committed.
 """
 
@@ -164,15 +164,20 @@ def _checked(one: Any, raw: object, origin: str) -> object:
             value = int(str(raw))
         elif "float" in kind:
             value = float(str(raw))
+        elif isinstance(raw, str):
+            value = raw
         else:
-            value = str(raw)
+            raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        wanted = "yes or no" if "bool" in kind else "a whole number" if "int" in kind else "a number"
+        kinds = {"tuple": "a list of names", "bool": "yes or no", "int": "a whole number", "float": "a number"}
+        wanted = next((text for name, text in kinds.items() if name in kind), "text")
         raise UsageError(reason=f"{origin} is {shown}, where {wanted} is needed.") from error
     least, most, choices = (one.metadata.get(name) for name in ("least", "most", "choices"))
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         raise UsageError(reason=f"{origin} is {shown}; it has to be {bounds}.")
+    if choices and not value:
+        raise UsageError(reason=f"{origin} is empty; choose from {', '.join(choices)}.")
     if choices and not set(value if isinstance(value, tuple) else (value,)) <= set(choices):
         raise UsageError(reason=f"{origin} is {shown}; choose from {', '.join(choices)}.")
     return value

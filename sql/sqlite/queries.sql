@@ -45,7 +45,11 @@ SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->
 FROM json_each(:images)
 WHERE true ON CONFLICT (image_id) DO UPDATE SET
   etag = excluded.etag, size = excluded.size, modified_at = excluded.modified_at,
-  width = excluded.width, height = excluded.height, format = excluded.format, sha256 = excluded.sha256;
+  -- What another model's run has seen of the same content stays, when this one could not read it.
+  width = iif(excluded.etag = image.etag, coalesce(excluded.width, image.width), excluded.width),
+  height = iif(excluded.etag = image.etag, coalesce(excluded.height, image.height), excluded.height),
+  format = iif(excluded.etag = image.etag, coalesce(excluded.format, image.format), excluded.format),
+  sha256 = iif(excluded.etag = image.etag, coalesce(excluded.sha256, image.sha256), excluded.sha256);
 
 -- name: save_outcomes
 -- outcomes: [[image_id, etag, stage, code, message, permanent], ...]; no stage means classified.

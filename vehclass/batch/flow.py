@@ -67,6 +67,37 @@ def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int
         abandoned.set()
         for thread in threads:
             thread.join()
+        close = getattr(source, "close", None)
+        if close is not None:  # lanes that feed these end with them
+            close()
+
+
+class Allowance:
+    """So many bytes and no more: who takes waits until there is room. Whoever takes alone always gets."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> None:
+        """Waits until there is room for so many, or until it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._taken or self._taken + count <= self._limit)
+            self._taken += count
+
+    def give_back(self, count: int) -> None:
+        """Makes room."""
+        with self._changed:
+            self._taken -= count
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Lets everybody through: the work is over, or given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest: int) -> Iterator[list[T]]:

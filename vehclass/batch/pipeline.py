@@ -14,13 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from vehclass.batch.flow import batched, in_lanes
+from vehclass.batch.flow import Allowance, batched, in_lanes
 from vehclass.batch.ports import Classifier, Decode, Source, Store
 from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
 from vehclass.records import Failure, ImageFacts, ImageRef, Outcome, RunTicket
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
-BATCH_BYTES: Final = 64 * 2**20  # encoded photos that one lane may hold
+BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
 FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
 
 
@@ -134,24 +134,40 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
     """The outcomes of images, batch by batch as they are ready."""
     source, classifier = hands.source, hands.classifier
 
+    # Room for a lane's batch that is not full yet and for the largest file, so that neither waits for the other.
+    memory = Allowance(BATCH_BYTES + job.max_bytes)
+
     def read(ref: ImageRef) -> Read:
         try:
             if ref.size > job.max_bytes:
                 raise ReadError(
                     "too_many_bytes", f"It has {ref.size} bytes; at most {job.max_bytes} are read.", permanent=True
                 )
-            return Read(ref, source.read(ref))
+            memory.take(ref.size)
         except ReadError as error:
             return Read(ref, error=error)
+        try:
+            return Read(ref, source.read(ref))
+        except BaseException as error:
+            memory.give_back(ref.size)
+            if isinstance(error, ReadError):
+                return Read(ref, error=error)
+            raise
 
     def classify(batch: list[Read]) -> list[Outcome]:
-        return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier)
+        try:
+            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier)
+        finally:
+            memory.give_back(sum(one.ref.size for one in batch if one.error is None))
 
     reads = in_lanes(read, refs, source.concurrency, source.concurrency, "read")
     batches = batched(reads, classifier.batch_size, lambda one: len(one.data), BATCH_BYTES)
-    for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):
-        if outcomes:
-            yield outcomes
+    try:
+        for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):
+            if outcomes:
+                yield outcomes
+    finally:
+        memory.close()
 
 
 def classify_batch(batch: Sequence[Read], decode: Decode, classifier: Classifier) -> list[Outcome]:

@@ -5,7 +5,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,29 +44,38 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
         with _heartbeat(store, ticket, watch):
             classify_new(job, hands, ticket, watch)
         if watch.stop.is_set():
-            raise Interrupted(signal=watch.signal.name, exit_code=ExitCode(128 + watch.signal))
+            raise Interrupted(watch.signal)
     except LeaseLost:
         raise
     except BaseException as error:
         _record_failure(store, ticket, error, watch)
         raise
-    counts = store.counts(run_id)
-    code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
-    store.end_run(run_id, RunEnd("done", code, None, watch.progress.listed, watch.progress.new))
-    store.free_lease(ticket)
+    try:
+        counts = store.counts(run_id)
+        code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
+        store.end_run(run_id, RunEnd("done", code, None, watch.progress.listed, watch.progress.new))
+    finally:
+        _free(store, ticket)
     return Finished(run_id, code, counts)
 
 
 def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch: Watch) -> None:
     """Writes why a run stopped, and frees its lease; when the store is what failed, the first error is the one to tell."""
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
-    code = error.exit_code if isinstance(error, VehclassError) else ExitCode.FAILED
+    code = error.exit_code if isinstance(error, VehclassError | Interrupted) else ExitCode.FAILED
     message = str(error) or type(error).__name__
     try:
         store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
-        store.free_lease(ticket)
     except VehclassError as second:
         error.add_note(f"The run's end could not be recorded either: {second}")
+    finally:
+        _free(store, ticket)
+
+
+def _free(store: Store, ticket: RunTicket) -> None:
+    """Gives the lease back; where the store does not answer, it runs out by itself."""
+    with suppress(VehclassError):
+        store.free_lease(ticket)
 
 
 @contextmanager
@@ -111,10 +120,11 @@ def is_gone(holder: str) -> bool:
 
 
 def _start_ticks(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); '' when there is none."""
+    """When a process started, in clock ticks since boot (proc(5), field 22); '' when there is none that runs."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except (OSError, IndexError, ValueError):
         return ""
 
 

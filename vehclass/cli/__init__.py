@@ -1,7 +1,7 @@
 """The doors on the command line: parse, wire, one call, show. Only here does vehclass print or exit."""
 
 import json
-import os
+import re
 import signal
 import sys
 import traceback
@@ -14,25 +14,19 @@ def main() -> None:
     """The `vehclass` command: the one place where errors become a sentence and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    verbose = "--verbose" in sys.argv or "-v" in sys.argv
+    for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal's encoding cannot show
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text streams, here
     try:
         from vehclass.cli.app import app
 
         app()
-    except VehclassError as error:
-        _report(error, verbose)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); leave as a program that the pipe stopped.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except (VehclassError, Interrupted) as error:
+        _report(error, str(error), error.exit_code)
     except MemoryError as error:
-        _report(VehclassError(reason="There is not enough memory. Try a smaller --batch-size."), verbose, error)
-        sys.exit(ExitCode.FAILED)
+        _report(error, "There is not enough memory. Try a smaller --batch-size.", ExitCode.FAILED)
     except Exception as error:  # noqa: BLE001  (the boundary: nothing may leave it as a traceback)
-        reason = f"Something unforeseen went wrong ({type(error).__name__}: {error}). Run it again with --verbose to see where."
-        _report(VehclassError(reason=reason), verbose, error)
-        sys.exit(ExitCode.FAILED)
+        reason = f"Something unforeseen went wrong ({type(error).__name__}: {error})."
+        _report(error, f"{reason} Run it again with --verbose to see where.", ExitCode.FAILED)
     finally:
         # All is said and saved: a signal that comes while Python tidies up must not change the exit code.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,20 +35,30 @@ def main() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C and SIGTERM outside a run: nothing to save, so leave at once."""
-    raise Interrupted(signal=signal.Signals(number).name, exit_code=ExitCode(128 + number))
+    raise Interrupted(signal.Signals(number))
 
 
-def _report(error: VehclassError, verbose: bool, cause: Exception | None = None) -> None:
+def _report(error: BaseException, message: str, code: ExitCode) -> None:
+    """Says what went wrong, once for people and, with --json, once for machines; then exits."""
     from vehclass.cli.show import plain
 
-    if verbose:
-        traceback.print_exception(cause or error)
-    print(f"vehclass: {plain(str(error))}", file=sys.stderr)
+    if "--verbose" in sys.argv or "-v" in sys.argv:
+        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
+    print(f"vehclass: {plain(without_secrets(message))}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(f"  {plain(note)}", file=sys.stderr)
+        print(f"  {plain(without_secrets(note))}", file=sys.stderr)
     if "--json" in sys.argv:
-        print(
-            json.dumps(
-                {"error": type(cause or error).__name__, "message": str(error), "exit_code": int(error.exit_code)}
-            )
-        )
+        said = {"error": type(error).__name__, "message": without_secrets(message), "exit_code": int(code)}
+        print(json.dumps(said))
+    sys.exit(int(code))
+
+
+def without_secrets(text: str) -> str:
+    """Text without what signs a request: the values of a SAS, a key or a password in a URL or a header."""
+    text = re.sub(r"(?i)\b(sig|se|sp|skoid|sktid)=[^&\s'\"]+", r"\1=...", text)
+    text = re.sub(
+        r"(?i)(accountkey|sharedaccesssignature|password|pwd|authorization)(['\"]?\s*[=:]\s*['\"]?)[^;,'\"]+",
+        r"\1\2...",
+        text,
+    )
+    return re.sub(r"://[^/\s:@]+:[^/\s@]+@", "://...:...@", text)

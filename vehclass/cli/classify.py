@@ -34,7 +34,13 @@ def classify(
     def read(file: Path) -> Read:
         ref = ImageRef("", "", str(file), "", 0, now())
         try:
+            if file.exists() and not file.is_file():
+                raise ReadError("not_a_file", "It is a folder, a pipe or a device.", permanent=True)
+            if file.stat().st_size > settings.max_bytes:
+                raise ReadError("too_many_bytes", f"At most {settings.max_bytes} bytes are read.", permanent=True)
             return Read(ref, file.read_bytes())
+        except ReadError as error:
+            return Read(ref, error=error)
         except OSError as error:
             return Read(ref, error=ReadError("unreadable", f"{error.strerror or error}.", permanent=True))
 

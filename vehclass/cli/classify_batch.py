@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vehclass.cli import options, show
-from vehclass.errors import StoreNotFound
+from vehclass.errors import Interrupted, StoreNotFound, UsageError
 from vehclass.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def classify_batch(
     container: options.Container,
     model: options.Model = None,
     store: options.Store = None,
-    prefix: Annotated[str, typer.Option(help="Only names that begin so.", show_default=False)] = "",
+    prefix: Annotated[
+        str,
+        typer.Option(
+            help="Only names that begin so, below the prefix of a container's URL, if it has one.", show_default=False
+        ),
+    ] = "",
     include: Annotated[
         list[str] | None,
         typer.Option(help="Only names like this, such as '*.jpg'; may be repeated.", show_default=False),
@@ -140,13 +145,15 @@ def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool,
     from vehclass.sources import open_source
     from vehclass.stores import open_store
 
+    if require_gpu and settings.runtime == "openvino":
+        raise UsageError(reason="--require-gpu goes with --runtime keras or auto: OpenVINO runs on the CPU here.")
     folder = options.model_folder(settings)
     source = open_source(container, options.blob_options(settings))
     source.check()
     try:
         results = open_store(settings.store, create=writing, busy_seconds=settings.store_wait)
     except StoreNotFound:
-        results = open_store("sqlite://", create=True)  # a dry run on nothing: an empty store in memory
+        results = open_store("sqlite:///:memory:", create=True)  # a dry run on nothing: an empty store in memory
     classifier = Classifier.open(
         folder, kind=settings.runtime, batch_size=settings.batch_size, threads=job.lanes, require_gpu=require_gpu
     )
@@ -203,8 +210,10 @@ def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
     with _stopped_by_signals(watch, quiet=as_json):
         first = count_new(job, hands, watch)
         began = time.monotonic()
-        tried = sum(len(outcomes) for outcomes in outcomes_of(replace(job, limit=None), hands, iter(first), Watch()))
+        tried = sum(len(outcomes) for outcomes in outcomes_of(job, hands, iter(first), watch))
         seconds = time.monotonic() - began
+    if watch.stop.is_set():
+        raise Interrupted(watch.signal)
     progress = watch.progress
     estimate = progress.new * seconds / tried if tried else 0.0
     if as_json:

@@ -9,7 +9,7 @@ import typer
 
 from vehclass import __version__
 from vehclass.cli import options, show
-from vehclass.errors import ExitCode, VehclassError
+from vehclass.errors import ExitCode, StoreError, VehclassError
 from vehclass.settings import Settings
 
 PACKAGES = (
@@ -89,14 +89,20 @@ def _print(report: dict[str, Any]) -> None:
 
 def _checks(settings: Settings, container: str | None) -> list[dict[str, object]]:
     def the_model() -> str:
+        import numpy as np
+
         from vehclass.model.classifier import Classifier
 
         folder = options.model_folder(settings)
         classifier = Classifier.open(folder, kind=settings.runtime)
+        width, height = folder.info.input_size
+        classifier.classify(np.zeros((1, height, width, 3), np.uint8))
         return f"{folder.info.key} answers on {classifier.runtime.name} ({classifier.runtime.device})"
 
     def the_store() -> str:
         report = options.existing_store(settings).check()
+        if report["integrity"] != "ok":
+            raise StoreError(url=report["url"], reason=f"the file is damaged ({report['integrity']})")
         return f"{report['url']}: schema {report['schema_version']}, {report['images']:,} images, integrity {report['integrity']}"
 
     def the_source() -> str:

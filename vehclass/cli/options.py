@@ -83,15 +83,15 @@ def moment(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     units = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-    if text[-1:] in units and text[:-1].isdigit():
-        return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
     try:
+        if text[-1:] in units and text[:-1].isdecimal():
+            return datetime.now(UTC) - timedelta(**{units[text[-1]]: int(text[:-1])})
         when = datetime.fromisoformat(text)
-    except ValueError as error:
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             reason=f"{option} is {text!r}; write a date (2026-11-01), a time or an age (24h, 7d)."
         ) from error
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def given(**flags: Any) -> Settings:

@@ -56,6 +56,16 @@ def _filter(
     )
 
 
+def _refuse_for_failures(what: str, wanted: ResultFilter) -> None:
+    """A failed image has no task, label or probability to choose it by."""
+    unset = (None, None, 0.0, 1.0, None)
+    chosen = (wanted.task, wanted.label, wanted.min_probability, wanted.max_probability, wanted.needs_review)
+    if what == "failures" and chosen != unset:
+        raise UsageError(
+            reason="Failures have no task, label or probability; choose them by --run, --model, --since or --until."
+        )
+
+
 @app.command("list")
 def list_results(
     store: options.Store = None,
@@ -80,6 +90,7 @@ def list_results(
     results = options.existing_store(options.given(store=store))
     wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
     what = "failures" if failures else "predictions"
+    _refuse_for_failures(what, wanted)
     rows = results.first_results(what, wanted, limit)
     if as_json:
         show.print_json(rows)
@@ -197,6 +208,7 @@ def export(
     kind = exports.format_of(out, format or ("jsonl" if as_json and out is None else None))
     results = options.existing_store(options.given(store=store))
     wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
+    _refuse_for_failures(what, wanted)
     count = exports.write(results.results(what, wanted), what, kind, out)
     if out is not None:
         if as_json:

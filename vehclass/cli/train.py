@@ -51,7 +51,7 @@ def train(
         float,
         typer.Option(min=0.5, max=1.0, help="Answers less sure than this precision needs are marked needs_review."),
     ] = 0.95,
-    seed: Annotated[int, typer.Option(help="Decides split, start and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 10, help="Decides split, start and order.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -64,9 +64,14 @@ def train(
     Example: vehclass train photos/manifest.csv --out models/mine
     """
     from vehclass.errors import UsageError
+    from vehclass.model.backbones import BACKBONES
+    from vehclass.model.folder import refuse_unless_model
 
     if out.exists() and not overwrite:
         raise UsageError(reason=f"{out} exists. Name another folder with --out, or add --overwrite.")
+    refuse_unless_model(out)
+    if backbone not in BACKBONES:
+        raise UsageError(reason=f"There is no backbone {backbone!r}; choose one of {', '.join(BACKBONES)}.")
     from vehclass.training.fit import Plan
     from vehclass.training.fit import train as fit
 
@@ -141,6 +146,11 @@ def _screen(*, quiet: bool) -> Any:
             for task in catalogue.tasks:
                 counts = catalogue.label_counts(task)
                 show.note(f"{task.name}: " + ", ".join(f"{label} {counts[label]:,}" for label in task.labels))
+
+        def decoded(self, done: int, total: int) -> None:
+            step = max(1, total // 10)
+            if total >= 1000 and done % step == 0:
+                show.note(f"decoded {done:,} of {total:,} photos")
 
         def dataset(self, dataset: Any, input_size: tuple[int, int]) -> None:
             parts = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.rows.items())

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vehclass.errors import ModelNotFound, ModelRefused
+from vehclass.errors import ModelNotFound, ModelRefused, UsageError
 from vehclass.records import ModelInfo, Task
 
 FORMAT_VERSION: Final = 1
@@ -85,9 +86,10 @@ def open_model(path: Path) -> ModelFolder:
 def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[Task, ...]) -> ModelFolder:
     """Turns a draft folder with the network's files into a model folder at `out`, in one step.
 
-    `facts` goes into model.json beside the tasks, the digests and the version. An earlier model at `out`
-    stays whole until the new one is.
+    `facts` goes into model.json beside the tasks, the digests and the version. An earlier model at `out` is
+    moved aside until the new one stands in its place; anything else there is refused.
     """
+    refuse_unless_model(out)
     files = {entry.name: file_digest(entry) for entry in sorted(draft.iterdir()) if entry.is_file()}
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -101,13 +103,22 @@ def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[T
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    old = out.with_name(out.name + ".old")
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    draft.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name
+        out.rename(aside)
+        draft.rename(out)
+        shutil.rmtree(aside.parent)
+    else:
+        draft.rename(out)
     return open_model(out)
+
+
+def refuse_unless_model(out: Path) -> None:
+    """Raises UsageError when something other than a model folder stands where one is to be written."""
+    if (out.exists() or out.is_symlink()) and not (out / FACTS_FILE).is_file():
+        raise UsageError(
+            reason=f"{out} is there and is no model folder, so it is not replaced. Name another with --out."
+        )
 
 
 def file_digest(path: Path) -> str:

@@ -10,14 +10,25 @@ from typing import Any, Final
 import keras
 from keras import layers
 
+from vehclass.errors import UsageError
 from vehclass.records import Task
 
 
 def build(backbone: str, input_size: tuple[int, int], tasks: Sequence[Task], weights: str | None = None) -> keras.Model:
-    """A new network for `input_size` (width, height); `weights` is None, "imagenet" or a weights file."""
+    """A new network for `input_size` (width, height); `weights` is None, "imagenet" or a weights file.
+
+    `backbone` is one of backbones.BACKBONES. Raises UsageError for weights that cannot be had or do not fit.
+    """
     width, height = input_size
     pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
-    features = BACKBONES[backbone](pixels, weights)
+    try:
+        features = MAKERS[backbone](pixels, weights)
+    except Exception as error:
+        if weights is None:
+            raise
+        # Keras raises whatever its download, HDF5 or NumPy raise.
+        reason = str(error).partition("\n")[0][:200].rstrip(".")
+        raise UsageError(reason=f"The weights {weights} cannot be used for {backbone}: {reason}.") from error
     features = layers.Dropout(0.25, name="dropout")(features)
     heads = [
         layers.Dense(len(task.labels), dtype="float32", name=f"head_{n}")(features) for n, task in enumerate(tasks)
@@ -79,7 +90,7 @@ def _published(make: Callable[..., keras.Model], **options: Any) -> Callable[[An
     return backbone
 
 
-BACKBONES: Final[dict[str, Callable[[Any, str | None], Any]]] = {
+MAKERS: Final[dict[str, Callable[[Any, str | None], Any]]] = {
     "small": _small,
     "mobilenet_v3_small": _published(keras.applications.MobileNetV3Small, include_preprocessing=True),
     "mobilenet_v3_large": _published(keras.applications.MobileNetV3Large, include_preprocessing=True),

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from vehclass.errors import SourceNotFound, UsageError
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vehclass.sources.blob_options import BlobOptions
     from vehclass.sources.folder import FolderSource
 
-_CONTAINER_NAME: Final = re.compile(r"(?:\$root|[a-z0-9](?:-?[a-z0-9]){2,62})")
+_CONTAINER_NAME: Final = re.compile(r"[a-z0-9$](?:-?[a-z0-9]){2,62}")
 
 
 def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSource":
@@ -24,10 +24,16 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
     """
     from vehclass.sources.folder import FolderSource
 
-    parts = urlsplit(where) if "://" in where else None
-    match parts.scheme if parts else "":
+    scheme, separator, rest = where.partition("://")
+    match scheme if separator else "":
         case "":
-            if Path(where).exists() or not _CONTAINER_NAME.fullmatch(where):
+            if not where or "\0" in where:
+                raise UsageError(reason="The container's name is empty; name a folder or a container.")
+            if not _CONTAINER_NAME.fullmatch(where) or Path(where).exists():
+                if "?" in where and not Path(where).exists():  # a URL that lost its https://, perhaps with a SAS in it
+                    raise UsageError(
+                        reason=f"{where.partition('?')[0]}?... is no folder; begin a container's URL with https://."
+                    )
                 return FolderSource(Path(where))
             if not options.account_known:
                 raise SourceNotFound(
@@ -39,14 +45,15 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
 
             return open_container(options, container=where)
         case "file":
-            assert parts is not None
-            return FolderSource(Path(unquote(parts.path)))
+            return FolderSource(Path(unquote(rest.removeprefix("localhost"))))
         case "az":
-            assert parts is not None
-            container, _, prefix = unquote(parts.path).lstrip("/").partition("/")
+            account, _, path = rest.partition("/")
+            container, _, prefix = path.partition("/")
+            if "?" in rest:
+                raise UsageError(reason="az:// takes no query; give a SAS as AZURE_STORAGE_SAS_TOKEN.")
             from vehclass.sources.blob import open_container
 
-            return open_container(options, container=container, prefix=prefix, account=parts.netloc)
+            return open_container(options, container=container, prefix=prefix, account=account)
         case "https" | "http":
             from vehclass.sources.blob import open_url
 

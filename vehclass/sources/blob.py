@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,82 +19,110 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from azure.core import MatchConditions
+from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
     HttpResponseError,
     ResourceModifiedError,
-    ResourceNotFoundError,
-    ServiceRequestError,
 )
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
-from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound, UsageError
+from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound, UsageError, VehclassError
 from vehclass.records import ImageRef, image_id
 from vehclass.sources.blob_options import BlobOptions
 
 T = TypeVar("T")
 
-# The SDK logs each request; a night's log is about photos.
-logging.getLogger("azure").setLevel(logging.WARNING)
+# The SDK logs requests and half-finished downloads; what matters of them is in our rows and errors.
+logging.getLogger("azure").setLevel(logging.CRITICAL)
 
 CONNECT_SECONDS: Final = 3
 READ_SECONDS: Final = 5  # without a single byte
 SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try begins
 BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later
 LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
+LOOK_LASTS: Final = 5.0  # for so long one look at the service counts for all readers
+CONTAINER_NAME: Final = re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*")
+ACCOUNT_NAME: Final = re.compile(r"[a-z0-9]{3,24}")
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def open_container(
     options: BlobOptions, *, container: str, prefix: str = "", account: str | None = None
 ) -> "BlobSource":
-    """A container by name, in the given account or in that of the options."""
+    """A container by name, in the given account or in that of the options. Raises UsageError."""
+    if not CONTAINER_NAME.fullmatch(container):
+        raise UsageError(reason=f"{container!r} is not a container's name: 3 to 63 of a-z, 0-9 and single hyphens.")
     if options.connection_string and account is None:
         try:
             service = BlobServiceClient.from_connection_string(options.connection_string)
         except ValueError as error:
             raise UsageError(reason="AZURE_STORAGE_CONNECTION_STRING is not a connection string.") from error
-        client = _client(options, service.url.partition("?")[0], container, service.credential or _query(service.url))
-    else:
-        name = account or options.account
-        client = _client(options, f"https://{name}.blob.core.windows.net", container, None)
-    return BlobSource(client, prefix, options)
+        endpoint, _, sas = service.url.partition("?")
+        return BlobSource(_client(options, endpoint, container, service.credential or sas or None), prefix, options)
+    name = account or options.account or ""
+    if not ACCOUNT_NAME.fullmatch(name):
+        raise UsageError(reason=f"{name!r} is not a storage account's name: 3 to 24 of a-z and 0-9.")
+    return BlobSource(_client(options, f"https://{name}.blob.core.windows.net", container, None), prefix, options)
 
 
 def open_url(options: BlobOptions, url: str) -> "BlobSource":
-    """A container by URL: https://ACCOUNT.blob.../CONTAINER/PREFIX, or http://HOST:PORT/ACCOUNT/CONTAINER/PREFIX."""
-    parts = urlsplit(url)
-    path = unquote(parts.path).strip("/").split("/", 2 if _is_address(parts.hostname) else 1)
-    endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    if _is_address(parts.hostname):  # an emulator: the account is the first part of the path
-        endpoint += f"/{path.pop(0)}"
-    if not path or not path[0]:
-        raise SourceNotFound(where=f"{endpoint}/", reason="the URL names no container")
-    prefix = path[1] if len(path) > 1 else ""
-    return BlobSource(_client(options, endpoint, path[0], parts.query or None), prefix, options)
+    """A container by URL: https://ACCOUNT.blob.../CONTAINER/PREFIX, or http://HOST:PORT/ACCOUNT/CONTAINER/PREFIX.
+
+    The second form is an emulator's: a host that is an address, or a name without a dot. Raises UsageError.
+    """
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:
+        raise UsageError(reason="The container's URL cannot be read.") from error
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    endpoint = f"{parts.scheme}://{host}{port}"
+    path = unquote(parts.path).removeprefix("/")
+    if _is_emulator(parts.hostname):
+        account, _, path = path.partition("/")
+        endpoint += f"/{account}"
+    container, _, prefix = path.partition("/")
+    if not host or not CONTAINER_NAME.fullmatch(container):
+        raise UsageError(
+            reason=f"The URL {endpoint}/... names no container; write https://ACCOUNT.blob.core.windows.net/CONTAINER."
+        )
+    return BlobSource(_client(options, endpoint, container, parts.query or None), prefix, options)
 
 
 def _client(options: BlobOptions, endpoint: str, container: str, credential: Any) -> ContainerClient:
     parts = urlsplit(endpoint)
-    if parts.scheme != "https" and not options.allow_http and not _is_loopback(parts.hostname):
-        raise UsageError(reason=f"{endpoint} is not encrypted. Use https, or allow it with VEHCLASS_ALLOW_HTTP=1.")
+    account = parts.path.strip("/") or (parts.hostname or "").partition(".")[0]
+    if credential is None and options.account_key:
+        credential = AzureNamedKeyCredential(account, options.account_key)
+    credential = credential or options.sas_token
+    if parts.scheme != "https":
+        if not options.allow_http and not _is_loopback(parts.hostname):
+            raise UsageError(reason=f"{endpoint} is not encrypted. Use https, or allow it with VEHCLASS_ALLOW_HTTP=1.")
+        if credential is None:
+            raise UsageError(
+                reason=f"{endpoint} is not encrypted, so Entra ID cannot sign in there. Set a key or a SAS."
+            )
     session = requests.Session()
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=options.concurrency + 4)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
-    return ContainerClient(
-        endpoint,
-        container,
-        credential=credential or options.account_key or options.sas_token or _entra(),
-        transport=RequestsTransport(
-            session=session, session_owner=False, connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS
-        ),
-        retry_total=0,
-        permit_redirects=False,  # credentials go to the server that was named, and to no other
-    )
+    try:
+        return ContainerClient(
+            endpoint,
+            container,
+            credential=credential or _entra(),
+            transport=RequestsTransport(
+                session=session, session_owner=False, connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS
+            ),
+            retry_total=0,
+            permit_redirects=False,  # credentials go to the server that was named, and to no other
+        )
+    except ValueError as error:
+        raise UsageError(reason=f"{endpoint}/{container} cannot be used: {_first_line(error)}.") from error
 
 
 def _entra() -> Any:
@@ -102,13 +131,11 @@ def _entra() -> Any:
     return DefaultAzureCredential(exclude_interactive_browser_credential=True)
 
 
-def _query(url: str) -> str | None:
-    return urlsplit(url).query or None
+def _is_emulator(host: str | None) -> bool:
+    return _is_address(host) or "." not in (host or ".")
 
 
 def _is_address(host: str | None) -> bool:
-    if host == "localhost":
-        return True
     try:
         ipaddress.ip_address(host or "")
     except ValueError:
@@ -129,17 +156,23 @@ class BlobSource:
         self.concurrency = options.concurrency
         endpoint = urlsplit(client.url)
         self.url = f"{endpoint.scheme}://{(endpoint.netloc).lower()}{unquote(endpoint.path)}"
-        self._probe_turn = threading.Lock()
+        self._look_turn = threading.Lock()
+        self._look: tuple[float, VehclassError | None] | None = (
+            None  # when the service was last tried, and what it said
+        )
 
     def check(self) -> None:
-        """Asks for one name: raises SourceNotFound, AccessDenied or ServiceUnreachable."""
-        self._ask(lambda: next(self._client.list_blobs(results_per_page=1).by_page(), None), "list")
+        """Asks for one name: raises SourceNotFound, AccessDenied, UsageError or ServiceUnreachable."""
+        self._ask(self._one_name)
+
+    def _one_name(self) -> None:
+        next(self._client.list_blobs(results_per_page=1).by_page(), None)
 
     def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""
         token: str | None = None
         while True:
-            found, token = self._ask(partial(self._page, prefix, token), "list")
+            found, token = self._ask(partial(self._page, prefix, token))
             yield [self._ref(blob) for blob in found]
             if not token:
                 return
@@ -160,24 +193,34 @@ class BlobSource:
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
         try:
-            return self._ask(lambda: self._download(ref), "read")
-        except ResourceNotFoundError as error:
-            raise ReadError("vanished", "It was deleted after it was listed.") from error
+            return _patiently(partial(self._download, ref))
         except ResourceModifiedError as error:
-            if not self._ask(self._client.get_blob_client(ref.name).exists, "read"):
-                raise ReadError("vanished", "It was deleted after it was listed.") from error
-            raise ReadError("replaced", "It was replaced after it was listed; the next run takes it up.") from error
+            # Some services say so of a blob that is gone, too.
+            if self._is_there(ref):
+                raise ReadError("replaced", "It was replaced after it was listed; the next run takes it up.") from error
+            raise ReadError("vanished", "It was deleted after it was listed.") from error
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
-        except HttpResponseError as error:
-            code = str(getattr(error, "error_code", None) or error.status_code)
+        except AzureError as error:
+            code = _code(error)
+            if code == "BlobNotFound":
+                raise ReadError("vanished", "It was deleted after it was listed.") from error
             if code == "BlobArchived":
                 raise ReadError("archived", "It lies in the archive tier and must be rehydrated first.") from error
-            if error.status_code == 403:
+            problem = self._problem()
+            if problem is not None:  # not this blob is to blame
+                raise problem from error
+            if _status(error) is None:
+                raise ReadError("timeout", "It stopped arriving half-way, more than once.") from error
+            if _status(error) == 403:
                 raise ReadError("forbidden", f"The service does not let this identity read it ({code}).") from error
             raise ReadError("unreadable", f"The service would not give it ({code}).") from error
-        except AzureError as error:
-            raise ReadError("timeout", "It stopped arriving half-way, more than once.") from error
+
+    def _is_there(self, ref: ImageRef) -> bool:
+        try:
+            return bool(_patiently(self._client.get_blob_client(ref.name).exists))
+        except AzureError:
+            return True
 
     def _download(self, ref: ImageRef) -> bytes:
         stream = self._client.download_blob(
@@ -191,62 +234,81 @@ class BlobSource:
             raise _Damaged("its MD5 differs")
         return data
 
-    def _ask(self, request: Callable[[], T], what: str) -> T:
-        """Runs a request, again where that may help; errors that concern the whole service become ours."""
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Runs a request that concerns the whole container; its errors become ours."""
         try:
-            return Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)(request)
-        except ClientAuthenticationError as error:
-            if what == "read" and error.status_code == 403:
-                raise
-            raise AccessDenied(service=self.url, reason=_first_line(error)) from error
-        except HttpResponseError as error:
-            if error.status_code in TRANSIENT_STATUS:
-                raise ServiceUnreachable(
-                    service=self.url, reason=f"it answers {error.status_code} again and again"
-                ) from error
-            if what == "read":
-                raise
-            if error.status_code == 404:
-                raise SourceNotFound(where=self.url, reason="there is no such container") from error
-            if error.status_code == 403:
-                raise AccessDenied(service=self.url, reason=_first_line(error)) from error
-            raise ServiceUnreachable(service=self.url, reason=_first_line(error)) from error
+            return _patiently(request)
         except AzureError as error:
-            if what == "read" and not isinstance(error, ServiceRequestError) and self._answers():
-                raise
-            raise ServiceUnreachable(service=self.url, reason=_first_line(error)) from error
+            raise self._explained(error) from error
+        except ValueError as error:  # the SDK on credentials that do not fit
+            raise UsageError(reason=f"{self.url} cannot be asked: {_first_line(error)}.") from error
 
-    def _answers(self) -> bool:
-        """Whether the server says anything at all: tells one bad blob from a dead service."""
-        with self._probe_turn:
-            try:
-                self._client.get_container_properties(connection_timeout=2, read_timeout=2)
-            except HttpResponseError:
-                return True
-            except AzureError:
-                return False
-            return True
+    def _explained(self, error: AzureError) -> VehclassError:
+        """An error that concerns the whole container as ours."""
+        status, reason = _status(error), _first_line(error)
+        if isinstance(error, ClientAuthenticationError) or status in (401, 403):
+            return AccessDenied(service=self.url, reason=reason)
+        if status == 404:
+            return SourceNotFound(where=self.url, reason="there is no such container")
+        if status in TRANSIENT_STATUS:
+            return ServiceUnreachable(service=self.url, reason=f"it answers {status} again and again")
+        if status is not None and 400 <= status < 500:
+            return UsageError(reason=f"{self.url} cannot be listed: {reason} ({_code(error)}).")
+        return ServiceUnreachable(service=self.url, reason=reason)
+
+    def _problem(self) -> VehclassError | None:
+        """What is wrong with the container as a whole, if anything: tells one bad blob from a dead service.
+
+        Asked once for all readers that wonder at the same time.
+        """
+        with self._look_turn:
+            if self._look is None or time.monotonic() - self._look[0] > LOOK_LASTS:
+                problem: VehclassError | None = None
+                try:
+                    next(
+                        self._client.list_blobs(results_per_page=1, connection_timeout=2, read_timeout=2).by_page(),
+                        None,
+                    )
+                except AzureError as error:
+                    problem = self._explained(error)
+                self._look = (time.monotonic(), problem)
+            return self._look[1]
 
 
 class _Damaged(AzureError):
     """A body that is not what the service announced."""
 
 
+def _patiently(request: Callable[[], T]) -> T:
+    """Runs a request, again where that may help."""
+    return Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)(request)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status of an error; None when there was no answer, or none to its end."""
+    return error.status_code if isinstance(error, HttpResponseError) else None
+
+
+def _code(error: AzureError) -> str:
+    """The service's own word for an error, such as BlobArchived."""
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code) or _status(error))
+
+
 def _may_help(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    if isinstance(error, ClientAuthenticationError):
+    if isinstance(error, ClientAuthenticationError) or not isinstance(error, AzureError):
         return False
-    if isinstance(error, HttpResponseError):
-        return error.status_code in TRANSIENT_STATUS
-    return isinstance(error, AzureError)
+    status = _status(error)
+    return status is None or status in TRANSIENT_STATUS
 
 
 def _enough(state: RetryCallState) -> bool:
     """When to give up: soon on silence, later on a server that answers."""
     error = state.outcome.exception() if state.outcome else None
-    busy = isinstance(error, HttpResponseError)
+    budget = SILENCE_BUDGET if _status(error) is None else BUSY_BUDGET
     elapsed = time.monotonic() - state.start_time
-    return elapsed + (_hint(error) or 0.0) > (BUSY_BUDGET if busy else SILENCE_BUDGET) or state.attempt_number >= 8
+    return elapsed + (_hint(error) or 0.0) > budget or state.attempt_number >= 8
 
 
 def _pause(state: RetryCallState) -> float:
@@ -267,6 +329,6 @@ def _hint(error: BaseException | None) -> float | None:
 
 
 def _first_line(error: Exception) -> str:
-    """An SDK's message without its XML, its URLs' queries and its advice."""
+    """An SDK's message without its XML, its URLs' queries (a SAS is one) and its advice."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return text.partition("?")[0].rstrip(".")[:200]
+    return re.sub(r"\?\S*", "", text).rstrip(".")[:200]

@@ -10,6 +10,7 @@ from typing import Final
 from vehclass.errors import ReadError, SourceNotFound
 from vehclass.records import ImageRef, image_id
 
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
 PAGE: Final = 5_000  # as many as Azure lists at a time
 
 
@@ -23,7 +24,11 @@ class FolderSource:
     concurrency = 4  # reading from a disk hides behind decoding with few threads
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
+        try:
+            found = root.is_dir()
+        except OSError as error:  # a name that is too long, a link in a circle
+            raise SourceNotFound(where=root, reason=error.strerror or "it cannot be opened") from error
+        if not found:
             raise SourceNotFound(
                 where=root, reason="it is a file, not a folder" if root.exists() else "there is no such folder"
             )
@@ -46,29 +51,35 @@ class FolderSource:
             yield page
 
     def _walk(self, below: str, prefix: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+        folders = []
         try:
-            entries = os.scandir(self._root / below)
+            with os.scandir(self._root / below) as entries:
+                for entry in entries:
+                    name = f"{below}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
+                            folders.append(f"{name}/")
+                    elif name.startswith(prefix) and not _links_to_folder(entry):
+                        yield name, entry
+        except FileNotFoundError:
+            if not below:
+                raise SourceNotFound(where=self._root, reason="the folder is gone") from None
+            return  # a folder that was taken away during the listing: so were its files
         except OSError as error:
             raise SourceNotFound(where=self._root / below, reason=error.strerror or "it cannot be listed") from error
-        folders = []
-        with entries:
-            for entry in entries:
-                name = f"{below}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
-                        folders.append(f"{name}/")
-                elif name.startswith(prefix) and not (entry.is_symlink() and entry.is_dir()):
-                    yield name, entry
         for folder in sorted(folders):
             yield from self._walk(folder, prefix)
 
     def _ref(self, name: str, entry: "os.DirEntry[str]") -> ImageRef:
         try:
             facts = entry.stat()
-            etag, size, modified = _etag(facts), facts.st_size, facts.st_mtime
         except OSError:  # a link that leads nowhere: it is listed all the same, and reading it will tell
-            etag, size, modified = "gone", 0, 0.0
-        return ImageRef(image_id(self.url, name), self.url, name, etag, size, datetime.fromtimestamp(modified, UTC))
+            return ImageRef(image_id(self.url, name), self.url, name, "gone", 0, EPOCH)
+        try:
+            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+        except (ValueError, OverflowError, OSError):  # a time that no calendar has
+            modified = EPOCH
+        return ImageRef(image_id(self.url, name), self.url, name, _etag(facts), facts.st_size, modified)
 
     def read(self, ref: ImageRef) -> bytes:
         """The file's bytes, if it is still the one that was listed."""
@@ -81,17 +92,26 @@ class FolderSource:
             raise ReadError("forbidden", "The system does not let this user read it.") from error
         except OSError as error:
             raise ReadError("unreadable", f"It cannot be opened: {error.strerror}.") from error
-        with os.fdopen(handle, "rb") as file:
-            facts = os.fstat(handle)
-            if not stat.S_ISREG(facts.st_mode):
-                raise ReadError("not_a_file", "It is a pipe, a socket or a device.", permanent=True)
-            try:
-                data = file.read()
-            except OSError as error:
-                raise ReadError("unreadable", f"The disk could not read it: {error.strerror}.") from error
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ReadError("not_a_file", "It is a pipe, a socket, a device or a folder.", permanent=True)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(ref.size + 1)  # a file that has grown meanwhile may be of any size
             if _etag(os.fstat(handle)) != ref.etag or len(data) != ref.size:
                 raise ReadError("replaced", "It changed after it was listed; the next run takes it up.")
+        except OSError as error:
+            raise ReadError("unreadable", f"The disk could not read it: {error.strerror}.") from error
+        finally:
+            os.close(handle)
         return data
+
+
+def _links_to_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a link to a folder; one that leads in a circle or out of reach is listed like a file."""
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:
+        return False
 
 
 def _etag(facts: os.stat_result) -> str:

@@ -139,7 +139,8 @@ class SqlStore:
     def end_run(self, run_id: str, end: RunEnd) -> None:
         """Writes how a run ended, with the counts as this store has them."""
         with self._db.transaction():
-            self._db.execute("end_run", run_id=run_id, now=iso(now()), **asdict(end), **asdict(self.counts(run_id)))
+            ended = {**asdict(end), "message": None if end.message is None else _text(end.message)}
+            self._db.execute("end_run", run_id=run_id, now=iso(now()), **ended, **asdict(self.counts(run_id)))
 
     def counts(self, run_id: str) -> Counts:
         """What a run has finished so far, counted here and now."""
@@ -171,7 +172,8 @@ class SqlStore:
         last = int(self._db.query("last_image")[0][0])
         starts = range(0, last, STRETCH)
         for after in reversed(starts) if newest_first else starts:
-            values = {**asdict(wanted), "after": after, "until": after + STRETCH}
+            values = {name: _text(value) if isinstance(value, str) else value for name, value in asdict(wanted).items()}
+            values.update(after=after, until=after + STRETCH)
             rows = self._db.records(f"{what}_between", **values)
             if newest_first:
                 images = [list(group) for _, group in groupby(rows, key=lambda row: row["image_id"])]
@@ -187,7 +189,7 @@ class SqlStore:
         return {
             "url": self.url,
             "schema_version": self._db.schema_version,
-            "integrity": self._db.quick_check(),
+            "integrity": self._db.integrity_check(),
             **self._db.records("store_counts")[0],
         }
 

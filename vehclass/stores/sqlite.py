@@ -25,10 +25,12 @@ class SqliteDatabase:
     """A database file of ours, or one in memory (path None)."""
 
     def __init__(self, path: Path | None, *, create: bool, busy_seconds: float = 30.0) -> None:
-        self.url = f"sqlite:///{path}" if path else "sqlite://"
+        self.url = f"sqlite:///{path or ':memory:'}"
         self._busy_seconds = busy_seconds
         self._queries = named_queries("sqlite")
         self._lock = threading.RLock()
+        if path is not None and path.is_dir():
+            raise UsageError(reason=f"{path} is a folder; name a file in it with --store.")
         if path is not None and not path.exists():
             if not create:
                 raise StoreNotFound(url=self.url)
@@ -42,7 +44,7 @@ class SqliteDatabase:
                 target, timeout=busy_seconds, isolation_level=None, check_same_thread=False, uri=True
             )
         try:
-            self._check_ours()
+            self._check_ours(create=create)
             with self._explained():
                 self._connection.execute("PRAGMA synchronous = FULL")
                 if create:
@@ -93,12 +95,12 @@ class SqliteDatabase:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def quick_check(self) -> str:
+    def integrity_check(self) -> str:
         """SQLite's own check of the file: 'ok', or the first thing wrong."""
         with self._lock, self._explained():
             return str(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
 
-    def _check_ours(self) -> None:
+    def _check_ours(self, *, create: bool) -> None:
         with self._explained():
             # One statement, so that it sees one moment: another process may be making the tables just now.
             ident, version, tables = self._connection.execute(
@@ -107,6 +109,8 @@ class SqliteDatabase:
             ).fetchone()
         if ident != APPLICATION_ID and tables:
             raise StoreForeign(url=self.url, reason="it is a database of another program")
+        if version == 0 and not create:  # an empty file, or one that was being made when its maker was killed
+            raise StoreNotFound(url=self.url)
         known = migrations("sqlite")[-1][0]
         if ident == APPLICATION_ID and version > known:
             raise StoreForeign(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from vehclass import __version__
-from vehclass.errors import ExportDiffers, UsageError, VehclassError
+from vehclass.errors import ExportDiffers, VehclassError
 from vehclass.model.export import export_openvino
 from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
 from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime
@@ -113,14 +113,7 @@ def _fit(
     from vehclass.training.keras_parts import Batches, EpochReport, accuracies, masked_loss
 
     keras.utils.set_random_seed(plan.seed)
-    try:
-        network = networks.build(plan.backbone, (side, side), tasks, plan.weights)
-    except KeyError as error:
-        raise UsageError(
-            reason=f"There is no backbone {error}; choose one of {', '.join(networks.BACKBONES)}."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise UsageError(reason=f"The weights {plan.weights} cannot be used: {error}.") from error
+    network = networks.build(plan.backbone, (side, side), tasks, plan.weights)
     pixels = keras.Input((side, side, 3), dtype="uint8")
     learner = keras.Model(pixels, network(networks.augmentation(plan.seed)(pixels)))
     train = Batches(dataset, "train", plan.batch_size, plan.seed)

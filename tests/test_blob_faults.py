@@ -1,0 +1,189 @@
+"""Azurite behind a proxy that misbehaves: what passes is repeated, what does not is told apart and told soon."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.conftest import SAMPLE, Answer, Azurite
+from tests.faults import Fault, FaultProxy
+from vehclass.batch.flow import in_lanes
+from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound
+from vehclass.sources import blob, open_source
+from vehclass.sources.blob_options import BlobOptions
+
+PHOTOS = 40
+
+
+@pytest.fixture
+def proxy(azurite: Azurite) -> Iterator[FaultProxy]:
+    with FaultProxy(azurite.port).running() as made:
+        yield made
+
+
+@pytest.fixture
+def container(azurite: Azurite) -> str:
+    name = f"faults{time.monotonic_ns()}"
+    client = azurite.container(name)
+    for number in range(PHOTOS):
+        client.upload_blob(f"{number:02d}.jpg", bytes([number]) * 5000)
+    return name
+
+
+@pytest.fixture
+def source(proxy: FaultProxy, azurite: Azurite, container: str) -> Any:
+    through = replace(azurite, port=proxy.port)
+    return open_source(container, BlobOptions(connection_string=through.connection_string))
+
+
+def read_all(source: Any) -> dict[str, bytes | str]:
+    """Every blob's bytes, or the code of what kept them away."""
+
+    def read(ref: Any) -> tuple[str, bytes | str]:
+        try:
+            return ref.name, source.read(ref)
+        except ReadError as error:
+            return ref.name, error.code
+
+    refs = [ref for page in source.pages("") for ref in page]
+    return dict(in_lanes(read, refs, source.concurrency, 4, "read"))
+
+
+def is_read(method: str, path: str) -> bool:
+    return method == "GET" and ".jpg" in path
+
+
+def once_each() -> Callable[[str], bool]:
+    seen: set[str] = set()
+
+    def first(path: str) -> bool:
+        new = path not in seen
+        seen.add(path)
+        return new
+
+    return first
+
+
+def whole(found: dict[str, bytes | str]) -> bool:
+    return found == {f"{n:02d}.jpg": bytes([n]) * 5000 for n in range(PHOTOS)}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=503, error_code="ServerBusy"),
+        Fault(status=500, error_code="InternalError"),
+        Fault(status=429),
+        Fault(cut_after=100),
+        Fault(drop_reply=True),
+        Fault(change_body=lambda data: data[:-1] + b"\xff"),
+    ],
+    ids=["503", "500", "429", "cut", "dropped", "flipped"],
+)
+def test_what_happens_once_is_repeated(source: Any, proxy: FaultProxy, fault: Fault) -> None:
+    first = once_each()
+    proxy.rule = lambda method, path: fault if is_read(method, path) and first(path) else None
+    assert whole(read_all(source))
+
+
+def test_the_servers_own_hint_is_obeyed(source: Any, proxy: FaultProxy) -> None:
+    first = once_each()
+    busy = Fault(status=503, headers={"Retry-After": "2"}, error_code="ServerBusy")
+    proxy.rule = lambda method, path: busy if is_read(method, path) and first("any") else None
+    began = time.monotonic()
+    assert whole(read_all(source))
+    assert time.monotonic() - began >= 2
+
+
+def test_a_hint_that_nobody_can_mean_is_not(source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blob, "LONGEST_HINT", 0.2)
+    first = once_each()
+    busy = Fault(status=503, headers={"Retry-After": "1000000000"}, error_code="ServerBusy")
+    proxy.rule = lambda method, path: busy if is_read(method, path) and first(path) else None
+    assert whole(read_all(source))
+
+
+def test_a_listing_that_stumbles_goes_on(source: Any, proxy: FaultProxy) -> None:
+    first = once_each()
+    proxy.rule = lambda method, path: Fault(status=503) if "comp=list" in path and first(path) else None
+    assert whole(read_all(source))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault(cut_after=100), "timeout"),
+        (Fault(change_body=lambda data: b"\xff" + data[1:]), "damaged_in_transit"),
+        (Fault(status=500, error_code="InternalError"), "unreadable"),
+        (Fault(status=403, error_code="AuthorizationPermissionMismatch"), "forbidden"),
+        (Fault(status=409, error_code="BlobArchived"), "archived"),
+        (Fault(silent=True), "timeout"),
+    ],
+    ids=["cut", "flipped", "500", "403", "archived", "silent"],
+)
+def test_one_bad_blob_is_told_from_a_bad_service(
+    source: Any, proxy: FaultProxy, fault: Fault, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blob, "BUSY_BUDGET", 2.0)
+    monkeypatch.setattr(blob, "SILENCE_BUDGET", 2.0)
+    proxy.rule = lambda method, path: fault if is_read(method, path) and "07.jpg" in path else None
+    found = read_all(source)
+    assert found.pop("07.jpg") == code
+    assert len(found) == PHOTOS - 1
+    assert all(isinstance(data, bytes) for data in found.values())
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(status=403, error_code="AuthenticationFailed"), AccessDenied),
+        (Fault(status=404, error_code="ContainerNotFound"), SourceNotFound),
+        (Fault(drop_reply=True), ServiceUnreachable),
+    ],
+    ids=["expired", "deleted", "dropping"],
+)
+def test_a_service_that_ends_in_mid_run_blames_no_photo(
+    source: Any, proxy: FaultProxy, fault: Fault, error: type[Exception]
+) -> None:
+    refs = next(source.pages(""))
+    proxy.rule = lambda method, path: fault
+    with pytest.raises(error):
+        source.read(refs[0])
+
+
+def test_a_service_that_falls_silent_is_noticed_within_15_seconds_by_all_readers(source: Any, proxy: FaultProxy) -> None:
+    refs = next(source.pages(""))
+    proxy.rule = lambda method, path: Fault(silent=True)
+    began = time.monotonic()
+    with pytest.raises(ServiceUnreachable):
+        list(in_lanes(source.read, refs, source.concurrency, 4, "read"))
+    assert time.monotonic() - began < 15
+
+
+def test_a_redirect_is_not_followed(source: Any, proxy: FaultProxy) -> None:
+    refs = next(source.pages(""))
+    proxy.rule = lambda method, path: Fault(status=302, headers={"Location": "http://127.0.0.1:9/elsewhere"}) if is_read(method, path) else None
+    with pytest.raises((ReadError, ServiceUnreachable)):
+        source.read(refs[0])
+    assert len([path for _, path in proxy.requests if "elsewhere" in path]) == 0
+
+
+def test_secrets_stay_out_of_all_output(vehclass: Callable[..., Answer], proxy: FaultProxy, azurite: Azurite) -> None:
+    proxy.rule = lambda method, path: Fault(drop_reply=True)
+    sas = "sv=2024-01-01&se=2030-01-01&sp=rl&sig=CANARYSIG%3D"
+    url = f"http://127.0.0.1:{proxy.port}/{azurite.ACCOUNT}/faults?{sas}"
+    settings = {"AZURE_STORAGE_KEY": "Q0FOQVJZS0VZ"}
+    answers = [
+        vehclass("classify-batch", "-c", url, "-m", SAMPLE, "--verbose"),
+        vehclass("classify-batch", "-c", url, "-m", SAMPLE, "--json", "--verbose"),
+        vehclass("classify-batch", "-c", url.removeprefix("http://"), "-m", SAMPLE, "--verbose"),
+        vehclass("classify-batch", "-c", ".", "-m", SAMPLE, "--store", "postgres://user:CANARYPW@host/db", "--verbose"),
+        vehclass("classify-batch", "-c", f"http://127.0.0.1:{proxy.port}/{azurite.ACCOUNT}/faults", "-m", SAMPLE, "-v", **settings),
+        vehclass("doctor", "-c", url, **settings),
+    ]
+    assert [answer.code for answer in answers] == [5, 5, 2, 2, 5, 1]
+    for answer in answers:
+        assert "CANARY" not in answer.out + answer.err
+        assert "Q0FOQVJZS0VZ" not in answer.out + answer.err
