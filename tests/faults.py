@@ -52,7 +52,9 @@ class FaultProxy:
                     self.close_connection = True
                     return
                 if fault.status is not None:
-                    headers = {"x-ms-error-code": fault.error_code, **fault.headers} if fault.error_code else fault.headers
+                    headers = (
+                        {"x-ms-error-code": fault.error_code, **fault.headers} if fault.error_code else fault.headers
+                    )
                     self.answer(fault.status, headers, b"", Fault())
                     return
                 upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -63,13 +65,19 @@ class FaultProxy:
                     if fault.drop_reply:
                         self.close_connection = True
                         return
-                    kept = {k: v for k, v in reply.getheaders() if k.lower() not in ("transfer-encoding", "connection", "content-length")}
+                    kept = {
+                        k: v
+                        for k, v in reply.getheaders()
+                        if k.lower() not in ("transfer-encoding", "connection", "content-length")
+                    }
                     length = reply.getheader("Content-Length") if self.command == "HEAD" else None
                     self.answer(reply.status, kept, data, fault, length)
                 finally:
                     upstream.close()
 
-            def answer(self, status: int, headers: dict[str, str], data: bytes, fault: Fault, length: str | None = None) -> None:
+            def answer(
+                self, status: int, headers: dict[str, str], data: bytes, fault: Fault, length: str | None = None
+            ) -> None:
                 if fault.change_body:
                     data = fault.change_body(data)
                 self.send_response(status)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vehclass.batch.flow import batched, in_lanes
+from vehclass.batch.flow import Allowance, batched, in_lanes
 
 
 def alive(name: str) -> list[threading.Thread]:
@@ -76,3 +76,46 @@ def test_batches_by_count_and_by_weight() -> None:
     assert list(batched([1, 1, 1, 1, 1], 2, lambda n: n, 100)) == [[1, 1], [1, 1], [1]]
     assert list(batched([4, 4, 9, 1, 30, 1], 10, lambda n: n, 10)) == [[4, 4], [9, 1], [30], [1]]
     assert list(batched([], 2, lambda n: 0, 1)) == []
+
+
+def test_lanes_that_feed_lanes_end_with_them() -> None:
+    def work(n: int) -> int:
+        if n == 3:
+            raise ValueError("three")
+        return n
+
+    feed = in_lanes(lambda n: n, iter(range(10**9)), 2, 2, "feed")
+    with pytest.raises(ValueError, match="three"):
+        list(in_lanes(work, feed, 2, 2, "lane"))
+    assert not alive("feed-")
+    assert not alive("lane-")
+
+
+def test_an_allowance_holds_back_and_lets_a_large_one_pass_alone() -> None:
+    allowance = Allowance(10)
+    held: list[int] = []
+    most = 0
+    lock = threading.Lock()
+
+    def work(size: int) -> int:
+        nonlocal most
+        allowance.take(size)
+        with lock:
+            held.append(size)
+            most = max(most, sum(held) if len(held) > 1 else 0)
+        time.sleep(0.002)
+        with lock:
+            held.remove(size)
+        allowance.give_back(size)
+        return size
+
+    sizes = [1, 3, 7, 30, 2, 5] * 20
+    assert sorted(in_lanes(work, sizes, 6, 4, "lane")) == sorted(sizes)
+    assert 0 < most <= 10
+
+
+def test_a_closed_allowance_holds_nobody() -> None:
+    allowance = Allowance(1)
+    allowance.take(1)
+    threading.Timer(0.1, allowance.close).start()
+    allowance.take(1)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SAMPLE, VEHCLASS, clean_environment, draw
+from vehclass.batch import runs
 
 SEED = 20261120
 PHOTOS = 500
@@ -181,6 +182,46 @@ def test_a_signal_before_the_work_begins(container: Path, tmp_path: Path) -> Non
         # Python itself may not be up yet, in which case the system ends it.
         assert process.returncode in (143, -signal.SIGTERM), err
         assert "Traceback" not in err
+
+
+def test_a_dry_run_that_is_stopped_claims_nothing(tmp_path: Path) -> None:
+    for number in range(40_000):
+        (tmp_path / f"{number}.jpg").touch()
+    words = [
+        *VEHCLASS,
+        "classify-batch",
+        "-c",
+        str(tmp_path),
+        "-m",
+        str(SAMPLE),
+        "--store",
+        str(tmp_path / "r.db"),
+        "--dry-run",
+    ]
+    process = subprocess.Popen(
+        words, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(0.75)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, ""), err
+    assert "Stopped by SIGTERM" in err
+
+
+def test_a_killed_child_that_nobody_waited_for_holds_nothing() -> None:
+    child = subprocess.Popen(
+        [VEHCLASS[0], "-c", "import time; print('up', flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    holder = runs.identity().split(" ")
+    holder[1:3] = [str(child.pid), runs._start_ticks(child.pid)]
+    assert not runs.is_gone(" ".join(holder))
+    child.kill()
+    time.sleep(0.2)
+    assert runs.is_gone(" ".join(holder))
+    child.communicate()
+    assert not runs.is_gone("elsewhere " + " ".join(holder[1:]))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")

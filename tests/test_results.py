@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,27 @@ def test_export_of_probabilities_and_failures(vehclass: Vehclass, night: Path) -
     assert {json.loads(row)["label"] for row in rows} == {"damaged"}
     failures = list(csv.DictReader(io.StringIO(vehclass("results", "export", "--what", "failures", cwd=night).out)))
     assert len(failures) == 7
+
+
+def test_exports_that_cannot_be(vehclass: Vehclass, night: Path) -> None:
+    (night / "file").touch()
+    for words, says in (
+        (["--out", "file/x.csv"], "cannot be written"),
+        (["--out", "uploads"], "choose one of csv, jsonl, parquet"),
+        (["--out", "x.xlsx"], "choose one of csv, jsonl, parquet"),
+        (["--format", "parquet"], "Parquet needs a file"),
+        (["--what", "everything"], "cannot be exported"),
+        (["--what", "failures", "--label", "damaged"], "Failures have no task"),
+        (["--since", "9999999d"], "--since is"),
+        (["--until", "0001-01-01T00:00+14:00"], "--until is"),
+    ):
+        answer = vehclass("results", "export", *words, cwd=night)
+        assert (answer.code, says in answer.err) == (2, True), answer.err
+    os.mkfifo(night / "pipe")
+    reader = subprocess.Popen(["cat", str(night / "pipe")], stdout=subprocess.PIPE, text=True)
+    assert vehclass("results", "export", "--out", "pipe", "--format", "csv", cwd=night).code == 0
+    assert len(reader.communicate(timeout=10)[0].splitlines()) == 79
+    assert (night / "pipe").is_fifo()
 
 
 def test_formulas_do_not_run_in_a_spreadsheet(vehclass: Vehclass, night: Path) -> None:

@@ -166,6 +166,38 @@ class TestFolder:
             codes[name] = caught.value.code
         assert codes == {"nowhere.jpg": "vanished", "pipe.jpg": "not_a_file"}
 
+    def test_what_else_a_folder_may_hold(self, tmp_path: Path) -> None:
+        """A link in a circle, a time that no calendar has, a file that has become a folder: each its own row."""
+        (tmp_path / "good.jpg").write_bytes(b"x")
+        (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+        (tmp_path / "later.jpg").write_bytes(b"x")
+        os.utime(tmp_path / "later.jpg", (2**36, 2**36))
+        (tmp_path / "changed.jpg").write_bytes(b"x")
+        (tmp_path / "grows.jpg").write_bytes(b"x")
+        source = open_source(str(tmp_path), BlobOptions())
+        refs = {ref.name: ref for page in source.pages("") for ref in page}
+        assert sorted(refs) == ["changed.jpg", "good.jpg", "grows.jpg", "later.jpg", "loop.jpg"]
+        (tmp_path / "changed.jpg").unlink()
+        (tmp_path / "changed.jpg").mkdir()
+        (tmp_path / "grows.jpg").write_bytes(b"x" * 10_000_000)
+        codes = {}
+        for name, ref in refs.items():
+            try:
+                assert source.read(ref) == b"x"
+            except ReadError as error:
+                codes[name] = error.code
+        assert codes == {"changed.jpg": "not_a_file", "grows.jpg": "replaced", "loop.jpg": "unreadable"}
+
+    def test_a_folder_that_goes_while_it_is_listed(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.jpg").touch()
+        walk = open_source(str(tmp_path), BlobOptions())._walk("", "")  # type: ignore[union-attr]
+        assert next(walk)[0] == "a/1.jpg"
+        (tmp_path / "b" / "1.jpg").unlink()
+        (tmp_path / "b").rmdir()
+        assert list(walk) == []
+
     def test_no_such_folder_and_a_file(self, tmp_path: Path) -> None:
         with pytest.raises(SourceNotFound, match="no such folder"):
             open_source(str(tmp_path / "missing"), BlobOptions())
@@ -226,6 +258,35 @@ class TestBlob:
     def test_a_container_without_an_account(self) -> None:
         with pytest.raises(SourceNotFound, match="AZURE_STORAGE_ACCOUNT"):
             open_source("some-container", BlobOptions())
+
+    @pytest.mark.parametrize(
+        ("where", "says"),
+        [
+            ("az://acct", "not a container's name"),
+            ("az:///container", "not a storage account's name"),
+            ("az://Acct!/container", "not a storage account's name"),
+            ("az://account/c#1/x", "not a container's name"),
+            ("az://account/container?sig=x", "AZURE_STORAGE_SAS_TOKEN"),
+            ("https:///container", "names no container"),
+            ("https://account.blob.core.windows.net/", "names no container"),
+            ("https://[account/container", "cannot be read"),
+            ("http://127.0.0.1:9/account/container", "Set a key or a SAS"),
+            ("account.blob.core.windows.net/c?sig=x", "begin a container's URL with https://"),
+            ("", "empty"),
+            ("n" * 300 + "/x", "too long"),
+        ],
+    )
+    def test_names_that_cannot_be_meant(self, where: str, says: str) -> None:
+        with pytest.raises(UsageError, match=says):
+            open_source(where, BlobOptions())
+
+    def test_a_prefix_in_a_url_keeps_its_slash(self, azurite: Azurite) -> None:
+        client = azurite.container("slashes")
+        for name in ("2026/a.jpg", "2026-old/b.jpg"):
+            client.upload_blob(name, b"x")
+        url = f"http://127.0.0.1:{azurite.port}/{azurite.ACCOUNT}/slashes/2026/"
+        source = open_source(url, BlobOptions(account_key=azurite.KEY))
+        assert [ref.name for page in source.pages("") for ref in page] == ["2026/a.jpg"]
 
     def test_plain_http_to_elsewhere_is_refused(self) -> None:
         with pytest.raises(UsageError, match="not encrypted"):

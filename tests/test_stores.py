@@ -188,6 +188,13 @@ class TestEveryStore:
         assert {row["name"] for row in rows(store, "predictions")} == {"b"}
         assert {row["name"] for row in rows(store, "probabilities")} == {"b"}
 
+    def test_one_models_trouble_does_not_forget_what_another_saw(self, store: SqlStore, ticket: RunTicket) -> None:
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        other = replace(MODEL, version="def456")
+        store.save([failed("a")], other, begin(store, "run-2", other), max_attempts=3)
+        (row,) = rows(store, "predictions", task="view")
+        assert (row["width"], row["height"], row["sha256"]) == (640, 480, "ff" * 32)
+
     def test_counts_come_from_the_rows(self, store: SqlStore, ticket: RunTicket) -> None:
         batch = [classified("a"), classified("b", share=0.5), failed("c"), failed("d", TRUNCATED)]
         store.save(batch, MODEL, ticket, max_attempts=3)
@@ -330,6 +337,15 @@ class TestSqliteFile:
             open_store(str(tmp_path / "no" / "r.db"), create=True)
         assert not list(tmp_path.iterdir())
 
+    def test_an_empty_file_is_no_store_yet(self, tmp_path: Path) -> None:
+        """What is left when the first run is killed while it makes its store."""
+        (tmp_path / "r.db").touch()
+        with pytest.raises(StoreNotFound):
+            open_store(str(tmp_path / "r.db"))
+        open_store(str(tmp_path / "r.db"), create=True).close()
+        with pytest.raises(UsageError, match="is a folder"):
+            open_store(str(tmp_path), create=True)
+
     def test_of_another_program(self, tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / "r.db") as other:
             other.execute("CREATE TABLE mine (x)")
@@ -380,7 +396,10 @@ class TestSqliteFile:
             thread.join()
         assert problems == []
 
-    @pytest.mark.parametrize("url", ["", "postgres://x/y", "mssql://server/db", "cosmos://account/db"])
+    @pytest.mark.parametrize(
+        "url",
+        ["", "sqlite://", "sqlite:///", "postgres://x/y", "sqlite://[x", "mssql://server/db", "cosmos://account/db"],
+    )
     def test_urls_that_are_no_store(self, url: str) -> None:
         with pytest.raises(UsageError):
             open_store(url, create=True)

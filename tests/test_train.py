@@ -221,7 +221,14 @@ def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, vehclass: Calla
         assert answer.code == 2, answer.err
         assert says in answer.err
         assert "Traceback" not in answer.err
-        assert not list((tmp_path / "models").iterdir())
+        assert list(tmp_path.glob("models/*")) + list(tmp_path.glob("models/.*")) == []
+
+
+def test_overwriting_replaces_models_only(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+    folders(tmp_path / "data", {"red": 20, "blue": 20})
+    answer = vehclass("train", "data", "--out", "data", "--overwrite")
+    assert (answer.code, "is no model folder" in answer.err) == (2, True)
+    assert len(list((tmp_path / "data" / "red").iterdir())) == 20
 
 
 def test_the_drawn_manifest_is_one_that_training_reads(drawn: Path) -> None:

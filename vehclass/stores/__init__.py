@@ -20,7 +20,9 @@ def open_store(url: str, *, create: bool = False, busy_seconds: float = 30.0) ->
         case "":
             name = url
         case "sqlite":
-            name = unquote(rest.removeprefix("/"))
+            if not rest.startswith("/"):
+                raise UsageError(reason="A SQLite store is written with three slashes: sqlite:///FILE.")
+            name = unquote(rest[1:])
         case "mssql" | "cosmos":
             raise UsageError(reason=f"This version does not write to {scheme}:// yet; use sqlite:///FILE.")
         case _:
