@@ -81,7 +81,7 @@ def test_only_settings_read_the_environment() -> None:
         if "os.environ" in file.read_text(encoding="utf-8") or "getenv" in file.read_text(encoding="utf-8")
     }
     # The other two set what a framework reads: for a child process, and before TensorFlow is loaded.
-    assert readers == {"settings.py", "model/export.py", "training/fit.py"}
+    assert readers == {"settings.py", "model/export.py", "model/frameworks.py"}
 
 
 def test_only_doors_print_or_exit() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vehclass.errors import DeviceMissing, ModelRefused
 from vehclass.imaging import Pixels
 from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
+from vehclass.model.frameworks import load_keras
 
 Logits = NDArray[np.float32]
 
@@ -111,10 +112,9 @@ class KerasRuntime:
     def __init__(self, folder: ModelFolder, batch_size: int | None) -> None:
         file = folder.file(KERAS_FILE)
         check_keras_file(file)
-        import keras
-
+        keras, found = load_keras()
         self.backend: str = keras.backend.backend()
-        self.on_gpu = bool(gpus(self.backend))
+        self.on_gpu = bool(found)
         self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
         self.batch_size = batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
         self.device = f"{'GPU' if self.on_gpu else 'CPU'}, {self.backend}"
@@ -146,23 +146,6 @@ def _padded(pixels: Pixels, count: int) -> Pixels:
     full = np.zeros((count, *pixels.shape[1:]), np.uint8)
     full[: len(pixels)] = pixels
     return full
-
-
-def gpus(backend: str) -> list[str]:
-    """The GPUs that a Keras backend sees."""
-    if backend == "tensorflow":
-        import tensorflow
-
-        return [device.name for device in tensorflow.config.list_physical_devices("GPU")]
-    if backend == "torch":
-        import torch
-
-        return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    if backend == "jax":
-        import jax
-
-        return [str(device) for device in jax.devices() if device.platform == "gpu"]
-    return []
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,53 @@
+"""Loads Keras and says which GPUs its backend sees, without what the backend prints while it looks for them."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def load_keras() -> tuple[Any, list[str]]:
+    """The keras module, on the backend that KERAS_BACKEND names, and the GPUs that it sees."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _hushed():
+        import keras
+
+        return keras, gpus(keras.backend.backend())
+
+
+def gpus(backend: str) -> list[str]:
+    """The GPUs that a Keras backend sees."""
+    if backend == "tensorflow":
+        import tensorflow
+
+        return [device.name for device in tensorflow.config.list_physical_devices("GPU")]
+    if backend == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    if backend == "jax":
+        import jax
+
+        return [str(device) for device in jax.devices() if device.platform == "gpu"]
+    return []
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps back what native code writes to standard error, unless loading fails: then it may say why.
+
+    TensorFlow reports missing CUDA drivers and its choice of instructions there, before any log level counts.
+    """
+    with tempfile.TemporaryFile() as kept:
+        real = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(real, kept.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
