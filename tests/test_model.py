@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import SAMPLE, Answer
+from tests.conftest import SAMPLE, Answer, clean_environment
 from vehclass.errors import ImageError, ModelNotFound, ModelRefused
 from vehclass.model.classifier import Classifier, answers, probabilities
 from vehclass.model.folder import check_keras_file, open_model
@@ -183,3 +185,28 @@ def test_an_answer_does_not_depend_on_its_neighbours() -> None:
         for a, b, c in zip(one, two, three, strict=True):
             assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
             assert a.probabilities == pytest.approx(c.probabilities, abs=1e-6)
+
+
+def test_first_calls_from_several_threads_do_not_wait_for_each_other_for_ever() -> None:
+    """Twenty processes whose lanes all begin at the same moment."""
+    code = (
+        "import sys, threading\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from vehclass.model.classifier import Classifier\n"
+        "from vehclass.model.folder import open_model\n"
+        "classifier = Classifier.open(open_model(Path(sys.argv[1])), kind='openvino', threads=2, batch_size=2)\n"
+        "pixels, start = np.zeros((2, 160, 160, 3), np.uint8), threading.Barrier(4)\n"
+        "lanes = [threading.Thread(target=lambda: (start.wait(), classifier.classify(pixels))) for _ in range(4)]\n"
+        "[lane.start() for lane in lanes]; [lane.join() for lane in lanes]; print('done')"
+    )
+    for _ in range(20):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(SAMPLE)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=clean_environment(),
+            check=True,
+        )
+        assert done.stdout == "done\n"

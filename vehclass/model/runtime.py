@@ -89,9 +89,22 @@ class OpenVinoRuntime:
         self.batch_size = batch_size
         self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, f32"
         self._local = threading.local()
+        self._first = threading.Lock()
+        self._started = False
 
     def logits(self, pixels: Pixels) -> Logits:
         """See Runtime."""
+        if self._started:
+            return self._infer(pixels)
+        # The first call of a process goes alone: OpenVINO's Python module finishes its set-up in it, and two
+        # threads that do so at once wait for each other for ever, one for Python's lock and one for the
+        # set-up's (5 of 30 processes with four threads hung, with openvino 2026.4).
+        with self._first:
+            answer = self._infer(pixels)
+            self._started = True
+        return answer
+
+    def _infer(self, pixels: Pixels) -> Logits:
         request: Any = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()

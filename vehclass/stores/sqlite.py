@@ -48,7 +48,7 @@ class SqliteDatabase:
             with self._explained():
                 self._connection.execute("PRAGMA synchronous = FULL")
                 if create:
-                    self._connection.execute("PRAGMA journal_mode = TRUNCATE").fetchone()
+                    self._connection.execute("PRAGMA journal_mode = DELETE").fetchone()
                     self._migrate()
         except VehclassError:
             self._connection.close()
