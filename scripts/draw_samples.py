@@ -18,6 +18,7 @@ import io
 import math
 import os
 import random
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -594,7 +595,11 @@ def main() -> None:
             table.writerows((path, *labels) for path, labels in filter(None, written))
     if options.with_bad:
         write_bad(options.out, options.seed)
+    print(f"{sum(one is not None for one in written):,} pictures drawn into {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command draws the same pictures again")

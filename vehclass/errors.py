@@ -61,7 +61,7 @@ class SourceNotFound(UsageError):
 
 
 class AccessDenied(UsageError):
-    """{service} refuses this identity: {reason}. Ask for the role 'Storage Blob Data Reader', or check the key or SAS."""
+    """{service} refuses this identity: {reason}. Sign in (`az login`, a managed identity), ask for the role 'Storage Blob Data Reader', or check the key or SAS."""
 
 
 class ModelNotFound(UsageError):
@@ -93,7 +93,7 @@ class TooManyFailures(VehclassError):
 
 
 class StoreError(VehclassError):
-    """The results could not be saved to {url}: {reason}. What was saved before is intact; run the same command again to go on."""
+    """The store {url} failed: {reason}. What was saved before is intact; when that is mended, run the same command again."""
 
 
 class ExportDiffers(VehclassError):
@@ -111,20 +111,20 @@ class LeaseLost(LeaseHeld):
 
 
 class ServiceUnreachable(VehclassError):
-    """{service} cannot be reached: {reason}. What was finished is saved; run the same command again later."""
+    """{service} cannot be reached: {reason}. Run the same command again later; what was finished is saved."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
 class StoreBusy(ServiceUnreachable):
-    """{url} stayed locked by another program for {seconds} s. What was finished is saved; run the same command again later."""
+    """{url} stayed locked by another program for {seconds} s. Run the same command again later; what was finished is saved."""
 
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM; no Exception, so that no handler takes it for a fault of what was being done."""
 
-    def __init__(self, number: Signals) -> None:
-        super().__init__(f"Stopped by {number.name}. What was finished is saved; run the same command again to go on.")
+    def __init__(self, number: Signals, saved: str = "Nothing was written.") -> None:
+        super().__init__(f"Stopped by {number.name}. {saved}")
         self.exit_code = ExitCode(128 + number)
 
 

@@ -99,7 +99,7 @@ def decode(
         raise DecodeError("empty", "The file has no bytes.")
     kind = sniff(data)
     if kind is None:
-        raise DecodeError("not_an_image", f"The bytes are no image's{_resemblance(data)}.")
+        raise DecodeError("not_an_image", f"The bytes are not those of an image{_resemblance(data)}.")
     if kind not in formats:
         raise DecodeError("unsupported_format", f"{kind.upper()} is not read here, only {', '.join(formats)}.")
     if kind == "webp":  # its decoder sets memory aside for the whole canvas as soon as it is opened
@@ -188,7 +188,7 @@ def _explained(error: Exception) -> DecodeError:
 def _resemblance(data: bytes) -> str:
     start = data[:200].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return ", but an HTML page's"
+        return ", but of an HTML page"
     if start.startswith(b"version https://git-lfs"):
-        return ", but a Git LFS pointer's"
+        return ", but of a Git LFS pointer"
     return ""

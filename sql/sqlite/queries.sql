@@ -234,3 +234,8 @@ ORDER BY i.image_seq;
 -- name: label_seqs
 SELECT l.label_seq FROM label AS l JOIN task AS t USING (task_seq)
 WHERE t.model_seq = :model_seq ORDER BY t.position, l.position;
+
+-- name: labels
+SELECT m.name || '@' || m.version AS model, t.name AS task, group_concat(l.label, ', ') AS labels
+FROM model AS m JOIN task AS t USING (model_seq) JOIN label AS l USING (task_seq)
+GROUP BY t.task_seq ORDER BY m.model_seq, t.position;

@@ -44,7 +44,7 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
         with _heartbeat(store, ticket, watch):
             classify_new(job, hands, ticket, watch)
         if watch.stop.is_set():
-            raise Interrupted(watch.signal)
+            raise Interrupted(watch.signal, "What was finished is saved; run the same command again to go on.")
     except LeaseLost:
         raise
     except BaseException as error:

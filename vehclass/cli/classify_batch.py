@@ -266,25 +266,16 @@ def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float,
     hands, counts, progress = wired.hands, finished.counts, watch.progress
     if not counts.done:
         model, source = hands.classifier.info.key, hands.source.url
-        show.say(f"Nothing is new: {model} has looked at all {progress.listed:,} images of {source} before.")
+        if progress.listed:
+            show.say(f"Nothing is new: {model} has looked at all {progress.listed:,} images of {source} before.")
+        else:
+            show.say(
+                f"There is nothing to look at: no file in {source} is what --prefix, --include and --since ask for."
+            )
         return
     labels = _top_labels(wired.store.run_summary(finished.run_id), top_k)
-    show.table(
-        None,
-        ("task", "label", "images", "share", "mean probability", "to review"),
-        [
-            (
-                row["task"],
-                row["label"],
-                f"{row['images']:,}",
-                show.percent(row["images"] / counts.classified),
-                f"{row['mean_probability']:.3f}",
-                f"{row['needs_review']:,}",
-            )
-            for row in labels
-        ],
-        right=("images", "share", "mean probability", "to review"),
-    )
+    if labels:
+        _label_table(labels, counts.classified)
     if counts.failed:
         from vehclass.records import ResultFilter
 
@@ -303,7 +294,26 @@ def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float,
     )
     rate = counts.done / seconds
     show.say(f"{show.duration(seconds)} from start to end, {rate:,.0f} images/s, on {wired.device}.")
-    show.say(f"Run {finished.run_id}, saved to {hands.store.url}.")
+    show.say(f"Run {finished.run_id} of {hands.classifier.info.key} on {hands.source.url}, saved to {hands.store.url}.")
+
+
+def _label_table(labels: list[dict[str, Any]], classified: int) -> None:
+    show.table(
+        None,
+        ("task", "label", "images", "share", "mean probability", "to review"),
+        [
+            (
+                row["task"],
+                row["label"],
+                f"{row['images']:,}",
+                show.percent(row["images"] / classified),
+                f"{row['mean_probability']:.3f}",
+                f"{row['needs_review']:,}",
+            )
+            for row in labels
+        ],
+        right=("images", "share", "mean probability", "to review"),
+    )
 
 
 def _top_labels(rows: list[dict[str, Any]], top_k: int) -> list[dict[str, Any]]:

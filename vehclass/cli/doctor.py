@@ -74,10 +74,7 @@ def _print(report: dict[str, Any]) -> None:
     show.table(
         "Settings in force",
         ("setting", "value", "from", "environment"),
-        [
-            (row["setting"], "" if row["value"] is None else row["value"], row["origin"], row["environment"])
-            for row in report["settings"]
-        ],
+        [(row["setting"], _shown(row["value"]), row["origin"], row["environment"]) for row in report["settings"]],
     )
     marks = {True: "ok", False: "FAILED", None: "-"}
     show.table(
@@ -85,6 +82,10 @@ def _print(report: dict[str, Any]) -> None:
         ("", "", "what"),
         [(check["name"], marks[check["ok"]], check["message"]) for check in report["checks"]],
     )
+
+
+def _shown(value: object) -> object:
+    return ", ".join(value) if isinstance(value, tuple) else "" if value is None else value
 
 
 def _checks(settings: Settings, container: str | None) -> list[dict[str, object]]:
@@ -144,7 +145,7 @@ def _odbc() -> str:
     try:
         import pyodbc
     except ImportError:
-        return "no ODBC manager (Debian: apt-get install unixodbc)"
+        return "none; only Azure SQL would need one"
     return ", ".join(pyodbc.drivers()) or "none"
 
 

@@ -95,6 +95,16 @@ def list_results(
     if as_json:
         show.print_json(rows)
         return
+    if not rows:
+        show.say(
+            "Nothing in the store is like that. These labels are in it:"
+            if not failures
+            else "No image failed like that."
+        )
+        if not failures:
+            known = results.labels()
+            show.table(None, ("model", "task", "labels"), [(row["model"], row["task"], row["labels"]) for row in known])
+        return
     if failures:
         show.table(
             None,

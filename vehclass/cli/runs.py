@@ -29,14 +29,19 @@ def list_runs(
         return
     show.table(
         None,
-        ("run", "status", "exit", "new", "classified", "failed", "model", "source"),
+        ("run", "status", "exit", "new", "done", "failed", "of"),
         [
-            [row[key] for key in ("run_id", "status", "exit_code", "new", "classified", "failed", "model", "source")]
+            (row["run_id"], row["status"], row["exit_code"], row["new"], row["classified"], row["failed"], _of(row))
             for row in rows
         ],
-        right=("exit", "new", "classified", "failed"),
+        right=("exit", "new", "done", "failed"),
         whole=("run", "status"),
     )
+
+
+def _of(row: dict[str, Any]) -> str:
+    """The source's last part and the model's name: `vehclass runs show` has them whole."""
+    return f"{row['source'].rstrip('/').rpartition('/')[2]}, {row['model'].partition('@')[0]}"
 
 
 @app.command("show")

@@ -1,5 +1,6 @@
 """`vehclass train`: a model from labelled photos."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vehclass.cli import options, show
+
+FEW_PHOTOS = 100  # to validate or test with, below which figures are not to be relied on
 
 
 def train(
@@ -70,6 +73,11 @@ def train(
     if out.exists() and not overwrite:
         raise UsageError(reason=f"{out} exists. Name another folder with --out, or add --overwrite.")
     refuse_unless_model(out)
+    there = next(folder for folder in (out.absolute().parent, *out.absolute().parent.parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError(
+            reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
+        )
     if backbone not in BACKBONES:
         raise UsageError(reason=f"There is no backbone {backbone!r}; choose one of {', '.join(BACKBONES)}.")
     from vehclass.training.fit import Plan
@@ -156,9 +164,14 @@ def _screen(*, quiet: bool) -> Any:
             parts = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.rows.items())
             show.note(f"{parts}; seen at {input_size[0]}x{input_size[1]} pixels")
             for file in dataset.rejected[:10]:
-                show.note(f"left out: {file.path.name}: {file.message}")
+                show.note(f"left out: {file.path}: {file.message}")
             if len(dataset.rejected) > 10:
                 show.note(f"... and {len(dataset.rejected) - 10:,} more left out; all are in model.json")
+            least = min(len(dataset.rows[split]) for split in ("val", "test"))
+            if least < FEW_PHOTOS:
+                show.note(
+                    f"only {least} photos to check with: accuracy, probabilities and thresholds will be rough guesses"
+                )
 
         def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
             tasks = [name for name in logs if f"val_{name}" in logs and name != "loss"]

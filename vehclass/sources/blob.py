@@ -328,7 +328,19 @@ def _hint(error: BaseException | None) -> float | None:
     return None
 
 
+_PLAIN_WORDS: Final = {
+    "NameResolutionError": "there is no such host",
+    "Connection refused": "nobody listens there",
+    "timed out": "it does not answer",
+    "Connection aborted": "it closed the connection",
+    "DefaultAzureCredential failed": "nobody is signed in to Azure here",
+}
+
+
 def _first_line(error: Exception) -> str:
     """An SDK's message without its XML, its URLs' queries (a SAS is one) and its advice."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    for sign, meaning in _PLAIN_WORDS.items():
+        if sign in text:
+            return meaning
     return re.sub(r"\?\S*", "", text).rstrip(".")[:200]

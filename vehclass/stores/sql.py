@@ -167,6 +167,10 @@ class SqlStore:
         """How many images of a run failed, by stage and code."""
         return self._db.records("failure_codes", run_id=run_id)
 
+    def labels(self) -> list[dict[str, Any]]:
+        """What each model may answer to each task."""
+        return self._db.records("labels")
+
     def results(self, what: str, wanted: ResultFilter, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
         """Rows of `what` (predictions, probabilities or failures), read a stretch of images at a time."""
         last = int(self._db.query("last_image")[0][0])

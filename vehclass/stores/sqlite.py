@@ -6,6 +6,7 @@ it here, it does not work on network shares, and SQLite before 3.51.3 (Debian 12
 database when a WAL was reset.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ class SqliteDatabase:
                     reason=f"The folder {path.parent} of the store does not exist. Make it, or name another with --store."
                 )
         target = path.absolute().as_uri() + ("?mode=rwc" if create else "?mode=rw") if path else ":memory:"
+        if path is not None and create and not _may_write(path):
+            raise UsageError(reason=f"{path} cannot be written by this user. Name another file with --store.")
         with self._explained():
             self._connection = sqlite3.connect(
                 target, timeout=busy_seconds, isolation_level=None, check_same_thread=False, uri=True
@@ -166,6 +169,11 @@ _REASONS: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_IOERR: "the disk reports an error",
     sqlite3.SQLITE_PERM: "permission is denied",
 }
+
+
+def _may_write(path: Path) -> bool:
+    """Whether the file, and the folder that its journal goes into, can be written."""
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
 def statements(script: str) -> Iterator[str]:
