@@ -260,7 +260,7 @@ class TestWrongSettings:
                 {"AZURE_STORAGE_CONNECTION_STRING": "nonsense"},
                 "not a connection string",
             ),
-            (["-c", "http://example.org/a/b", "-m", str(SAMPLE)], {"AZURE_STORAGE_KEY": "a2V5"}, "not encrypted"),
+            (["-c", "http://example.org/photos/b", "-m", str(SAMPLE)], {"AZURE_STORAGE_KEY": "a2V5"}, "not encrypted"),
         ],
     )
     def test_one_sentence(
