@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ LINE_EVERY_SECONDS: Final = 10.0  # where there is no terminal to draw a bar on
 WIDEST: Final = 120
 
 
+@cache
 def console(*, stderr: bool = False) -> "Console":
-    """A console on standard output, or on standard error; plain and wide where nobody looks."""
+    """The console on standard output, or on standard error; plain and wide where nobody looks."""
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
@@ -90,6 +92,26 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+@contextmanager
+def status(*, quiet: bool) -> "Iterator[Callable[[str], None]]":
+    """Yields a function that keeps one line of a terminal up to date; where there is none, it does nothing."""
+    screen = console(stderr=True)
+    if quiet or not screen.is_terminal:
+        yield lambda text: None
+        return
+    with screen.status("...") as line:
+        last, kind = 0.0, ""
+
+        def tell(text: str) -> None:
+            nonlocal last, kind
+            first = text.partition(" ")[0]
+            if first != kind or time.monotonic() - last >= 0.1:  # a count may skip, a new kind of work may not
+                last, kind = time.monotonic(), first
+                line.update(plain(text))
+
+        yield tell
 
 
 class Speedometer:

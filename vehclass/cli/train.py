@@ -1,7 +1,7 @@
 """`vehclass train`: a model from labelled photos."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +98,8 @@ def train(
         seed=seed,
         threads=options.cores(),
     )
-    folder = fit(plan, _screen(quiet=as_json))
+    with show.status(quiet=as_json) as status:
+        folder = fit(plan, _screen(status, quiet=as_json))
     facts = folder.info.facts
     if as_json:
         show.print_json({"path": str(folder.path), **facts})
@@ -145,7 +146,7 @@ def show_metrics(facts: Mapping[str, Any]) -> None:
     show.say()
 
 
-def _screen(*, quiet: bool) -> Any:
+def _screen(status: Callable[[str], None], *, quiet: bool) -> Any:
     """What a person sees while a model is trained."""
     from vehclass.training.fit import Listener
 
@@ -156,9 +157,7 @@ def _screen(*, quiet: bool) -> Any:
                 show.note(f"{task.name}: " + ", ".join(f"{label} {counts[label]:,}" for label in task.labels))
 
         def decoded(self, done: int, total: int) -> None:
-            step = max(1, total // 10)
-            if total >= 1000 and done % step == 0:
-                show.note(f"decoded {done:,} of {total:,} photos")
+            status(f"decoding photos: {done:,} of {total:,}")
 
         def dataset(self, dataset: Any, input_size: tuple[int, int]) -> None:
             parts = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.rows.items())
@@ -172,15 +171,20 @@ def _screen(*, quiet: bool) -> Any:
                 show.note(
                     f"only {least} photos to check with: accuracy, probabilities and thresholds will be rough guesses"
                 )
+            status("loading Keras")
+
+        def step(self, number: int, of: int, loss: float) -> None:
+            status(f"step {number:,} of {of:,}, loss {loss:.3f}")
 
         def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
             tasks = [name for name in logs if f"val_{name}" in logs and name != "loss"]
             seen = "  ".join(f"{name} {logs[f'val_{name}']:.1%}" for name in tasks)
             show.note(
-                f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  val accuracy: {seen}"
+                f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  right: {seen}"
             )
 
         def stage(self, what: str) -> None:
             show.note(what)
+            status(what)
 
     return Listener() if quiet else Screen()

@@ -59,6 +59,9 @@ class Listener:
     def dataset(self, dataset: Dataset, input_size: tuple[int, int]) -> None:
         """The split is made; some files may have been left out."""
 
+    def step(self, number: int, of: int, loss: float) -> None:
+        """A training step of the present epoch is over."""
+
     def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
         """An epoch is over: losses and accuracies."""
 
@@ -129,7 +132,7 @@ def _fit(
         metrics=accuracies(tasks),
         jit_compile="auto" if gpus else False,  # XLA was slower on two cores: 83 images/s against 150
     )
-    report = EpochReport(plan.epochs, listener.epoch)
+    report = EpochReport(plan.epochs, listener.epoch, listener.step)
     best = keras.callbacks.EarlyStopping("val_loss", patience=plan.patience, restore_best_weights=True)
     learner.fit(train, validation_data=val, epochs=plan.epochs, verbose=0, callbacks=[best, report])
     if not all(np.isfinite(row["loss"]) for row in report.rows):

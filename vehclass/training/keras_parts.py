@@ -81,10 +81,19 @@ def accuracies(tasks: Sequence[Task]) -> list[MaskedAccuracy]:
 class EpochReport(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
     """Keeps what each epoch brought, and passes it on."""
 
-    def __init__(self, epochs: int, tell: Callable[[int, int, Mapping[str, float]], None]) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        tell: Callable[[int, int, Mapping[str, float]], None],
+        tell_step: Callable[[int, int, float], None],
+    ) -> None:
         super().__init__()
         self.rows: list[dict[str, float]] = []
-        self._epochs, self._tell = epochs, tell
+        self._epochs, self._tell, self._tell_step = epochs, tell, tell_step
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Called by Keras."""
+        self._tell_step(batch + 1, self.params["steps"], float((logs or {}).get("loss", 0.0)))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Called by Keras."""
