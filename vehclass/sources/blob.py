@@ -312,9 +312,10 @@ def _enough(state: RetryCallState) -> bool:
 
 
 def _pause(state: RetryCallState) -> float:
-    """The server's own hint, or full jitter under a doubling ceiling (0.5 s to 8 s)."""
+    """The server's own hint, or full jitter under a doubling ceiling, which is lower for a silent server."""
     error = state.outcome.exception() if state.outcome else None
-    return _hint(error) or random.uniform(0, min(8.0, 0.5 * 2 ** (state.attempt_number - 1)))
+    highest = 2.0 if _status(error) is None else 8.0
+    return _hint(error) or random.uniform(0, min(highest, 0.5 * 2 ** (state.attempt_number - 1)))
 
 
 def _hint(error: BaseException | None) -> float | None:
