@@ -11,7 +11,7 @@ from tests.conftest import SAMPLE, Answer, Azurite
 from tests.faults import Fault, FaultProxy
 from vehclass.batch.flow import in_lanes
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound
-from vehclass.sources import blob, open_source
+from vehclass.sources import open_source, patience
 from vehclass.sources.blob_options import BlobOptions
 
 PHOTOS = 40
@@ -98,7 +98,7 @@ def test_the_servers_own_hint_is_obeyed(source: Any, proxy: FaultProxy) -> None:
 
 
 def test_a_hint_that_nobody_can_mean_is_not(source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blob, "LONGEST_HINT", 0.2)
+    monkeypatch.setattr(patience, "LONGEST_HINT", 0.2)
     first = once_each()
     busy = Fault(status=503, headers={"Retry-After": "1000000000"}, error_code="ServerBusy")
     proxy.rule = lambda method, path: busy if is_read(method, path) and first(path) else None
@@ -126,8 +126,8 @@ def test_a_listing_that_stumbles_goes_on(source: Any, proxy: FaultProxy) -> None
 def test_one_bad_blob_is_told_from_a_bad_service(
     source: Any, proxy: FaultProxy, fault: Fault, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blob, "BUSY_BUDGET", 2.0)
-    monkeypatch.setattr(blob, "SILENCE_BUDGET", 2.0)
+    monkeypatch.setattr(patience, "BUSY_BUDGET", 2.0)
+    monkeypatch.setattr(patience, "SILENCE_BUDGET", 2.0)
     proxy.rule = lambda method, path: fault if is_read(method, path) and "07.jpg" in path else None
     found = read_all(source)
     assert found.pop("07.jpg") == code

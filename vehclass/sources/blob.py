@@ -1,14 +1,12 @@
 """An Azure Blob container as a source of photos: listed page by page, read at the listed etag, checked.
 
 Keyless by DefaultAzureCredential unless the settings have a connection string, a key or a SAS. The SDK's
-own retries are off: with its defaults a dead server is noticed after 82 s. Ours give up on a server that
-does not answer within 15 s, wait as long as a busy one asks for, and never repeat what cannot succeed.
+own retries are off; ours are in patience.py.
 """
 
 import hashlib
 import ipaddress
 import logging
-import random
 import re
 import threading
 import time
@@ -23,16 +21,15 @@ from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
-    HttpResponseError,
     ResourceModifiedError,
 )
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerClient
-from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound, UsageError, VehclassError
 from vehclass.records import ImageRef, image_id
 from vehclass.sources.blob_options import BlobOptions
+from vehclass.sources.patience import TRANSIENT_STATUS, code_of, patiently, status_of
 
 T = TypeVar("T")
 
@@ -41,13 +38,9 @@ logging.getLogger("azure").setLevel(logging.CRITICAL)
 
 CONNECT_SECONDS: Final = 3
 READ_SECONDS: Final = 5  # without a single byte
-SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try begins
-BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later
-LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 LOOK_LASTS: Final = 5.0  # for so long one look at the service counts for all readers
 CONTAINER_NAME: Final = re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*")
 ACCOUNT_NAME: Final = re.compile(r"[a-z0-9]{3,24}")
-TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def open_container(
@@ -193,7 +186,7 @@ class BlobSource:
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
         try:
-            return _patiently(partial(self._download, ref))
+            return patiently(partial(self._download, ref))
         except ResourceModifiedError as error:
             # Some services say so of a blob that is gone, too.
             if self._is_there(ref):
@@ -202,7 +195,7 @@ class BlobSource:
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
         except AzureError as error:
-            code = _code(error)
+            code = code_of(error)
             if code == "BlobNotFound":
                 raise ReadError("vanished", "It was deleted after it was listed.") from error
             if code == "BlobArchived":
@@ -210,15 +203,15 @@ class BlobSource:
             problem = self._problem()
             if problem is not None:  # not this blob is to blame
                 raise problem from error
-            if _status(error) is None:
+            if status_of(error) is None:
                 raise ReadError("timeout", "It stopped arriving half-way, more than once.") from error
-            if _status(error) == 403:
+            if status_of(error) == 403:
                 raise ReadError("forbidden", f"The service does not let this identity read it ({code}).") from error
             raise ReadError("unreadable", f"The service would not give it ({code}).") from error
 
     def _is_there(self, ref: ImageRef) -> bool:
         try:
-            return bool(_patiently(self._client.get_blob_client(ref.name).exists))
+            return bool(patiently(self._client.get_blob_client(ref.name).exists))
         except AzureError:
             return True
 
@@ -237,7 +230,7 @@ class BlobSource:
     def _ask(self, request: Callable[[], T]) -> T:
         """Runs a request that concerns the whole container; its errors become ours."""
         try:
-            return _patiently(request)
+            return patiently(request)
         except AzureError as error:
             raise self._explained(error) from error
         except ValueError as error:  # the SDK on credentials that do not fit
@@ -245,7 +238,7 @@ class BlobSource:
 
     def _explained(self, error: AzureError) -> VehclassError:
         """An error that concerns the whole container as ours."""
-        status, reason = _status(error), _first_line(error)
+        status, reason = status_of(error), _first_line(error)
         if isinstance(error, ClientAuthenticationError) or status in (401, 403):
             return AccessDenied(service=self.url, reason=reason)
         if status == 404:
@@ -253,7 +246,7 @@ class BlobSource:
         if status in TRANSIENT_STATUS:
             return ServiceUnreachable(service=self.url, reason=f"it answers {status} again and again")
         if status is not None and 400 <= status < 500:
-            return UsageError(reason=f"{self.url} cannot be listed: {reason} ({_code(error)}).")
+            return UsageError(reason=f"{self.url} cannot be listed: {reason} ({code_of(error)}).")
         return ServiceUnreachable(service=self.url, reason=reason)
 
     def _problem(self) -> VehclassError | None:
@@ -277,56 +270,6 @@ class BlobSource:
 
 class _Damaged(AzureError):
     """A body that is not what the service announced."""
-
-
-def _patiently(request: Callable[[], T]) -> T:
-    """Runs a request, again where that may help."""
-    return Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)(request)
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status of an error; None when there was no answer, or none to its end."""
-    return error.status_code if isinstance(error, HttpResponseError) else None
-
-
-def _code(error: AzureError) -> str:
-    """The service's own word for an error, such as BlobArchived."""
-    code = getattr(error, "error_code", None)
-    return str(getattr(code, "value", code) or _status(error))
-
-
-def _may_help(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
-    if isinstance(error, ClientAuthenticationError) or not isinstance(error, AzureError):
-        return False
-    status = _status(error)
-    return status is None or status in TRANSIENT_STATUS
-
-
-def _enough(state: RetryCallState) -> bool:
-    """When to give up: soon on silence, later on a server that answers."""
-    error = state.outcome.exception() if state.outcome else None
-    budget = SILENCE_BUDGET if _status(error) is None else BUSY_BUDGET
-    elapsed = time.monotonic() - state.start_time
-    return elapsed + (_hint(error) or 0.0) > budget or state.attempt_number >= 8
-
-
-def _pause(state: RetryCallState) -> float:
-    """The server's own hint, or full jitter under a doubling ceiling, which is lower for a silent server."""
-    error = state.outcome.exception() if state.outcome else None
-    highest = 2.0 if _status(error) is None else 8.0
-    return _hint(error) or random.uniform(0, min(highest, 0.5 * 2 ** (state.attempt_number - 1)))
-
-
-def _hint(error: BaseException | None) -> float | None:
-    """Seconds from x-ms-retry-after-ms or Retry-After, where the answer has one and it can be believed."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    for name, unit in (("x-ms-retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return min(LONGEST_HINT, max(0.0, float(headers[name]) * unit))
-        except (KeyError, ValueError):
-            continue
-    return None
 
 
 _PLAIN_WORDS: Final = {
