@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SAMPLE, VEHCLASS, Answer, Azurite, clean_environment
+from tests.conftest import SAMPLE, VEHCLASS, Answer, Azurite, clean_environment
 
 Vehclass = Callable[..., Answer]
 
@@ -372,7 +372,3 @@ class TestTroubleWithTheStore:
         first.communicate("go on\n", timeout=60)
         assert first.returncode == 3
         assert "Nothing is new" in batch(vehclass, uploads).out
-
-
-def test_run_from_anywhere(vehclass: Vehclass, uploads: Path) -> None:
-    assert ROOT.name not in batch(vehclass, uploads, "--json").json["store"]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vehclass.settings import Settings
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
@@ -64,8 +62,3 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     named = set(re.findall(r"(\w+\.py)\b", tree))
     there = {file.name for file in (ROOT / "vehclass").rglob("*.py") if file.name not in ("__init__.py", "__main__.py")}
     assert there <= named, there - named
-
-
-def test_every_setting_is_in_the_example_of_the_environment() -> None:
-    assert "VEHCLASS_STORE" in (ROOT / "docs/settings.md").read_text(encoding="utf-8")
-    assert Settings().store in (ROOT / "docs/settings.md").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def test_a_slow_consumer_stops_the_pulling() -> None:
     next(results)
     time.sleep(0.3)
     assert len(pulled) <= 1 + 3 + 4 + 1
-    results.close()  # type: ignore[attr-defined]
+    results.close()  # type: ignore[attr-defined]  # a generator
     assert not alive("lane-")
 
 

@@ -35,7 +35,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
 
 def corners(data: bytes, **options: object) -> list[tuple[int, ...]]:
     """The colour in the middle of each quarter: top left, top right, bottom left, bottom right."""
-    pixels, _ = decode(data, SIZE, **options)  # type: ignore[arg-type]
+    pixels, _ = decode(data, SIZE, **options)  # type: ignore[arg-type]  # passed on as given
     assert pixels.shape == (48, 64, 3)
     assert pixels.dtype == np.uint8
     return [tuple(pixels[y, x].tolist()) for y in (12, 36) for x in (16, 48)]
@@ -43,7 +43,7 @@ def corners(data: bytes, **options: object) -> list[tuple[int, ...]]:
 
 def failure(data: bytes, **options: object) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
-        decode(data, SIZE, **options)  # type: ignore[arg-type]
+        decode(data, SIZE, **options)  # type: ignore[arg-type]  # passed on as given
     assert str(caught.value).endswith(".")
     return caught.value
 

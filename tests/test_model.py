@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.conftest import SAMPLE, Answer, clean_environment
 from vehclass.errors import ImageError, ModelNotFound, ModelRefused
 from vehclass.model.classifier import Classifier, answers, probabilities
 from vehclass.model.folder import check_keras_file, open_model
+from vehclass.model.runtime import KerasRuntime
 from vehclass.records import Task
 
 
@@ -210,3 +212,31 @@ def test_first_calls_from_several_threads_do_not_wait_for_each_other_for_ever() 
             check=True,
         )
         assert done.stdout == "done\n"
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+    """A network that has room for five pictures: all answers come, in order, and later batches begin smaller."""
+    asked: list[int] = []
+
+    class Cramped:
+        def predict_on_batch(self, pixels: np.ndarray) -> np.ndarray:
+            asked.append(len(pixels))
+            if len(pixels) > 5:
+                raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+            return pixels[:, 0, 0, :1].astype(np.float32)
+
+    runtime = object.__new__(KerasRuntime)
+    runtime._model, runtime._step, runtime._one_at_a_time = Cramped(), 16, threading.Lock()
+    pixels = np.arange(14, dtype=np.uint8).reshape(14, 1, 1, 1).repeat(3, axis=3)
+    assert runtime.logits(pixels)[:, 0].tolist() == list(range(14))
+    assert asked == [16, 8, 4, 4, 4, 4]
+    runtime.logits(pixels[:3])
+    assert asked[6:] == [4]
+
+    class Broken:
+        def predict_on_batch(self, pixels: np.ndarray) -> np.ndarray:
+            raise RuntimeError("the device fell off the bus")
+
+    runtime._model = Broken()
+    with pytest.raises(RuntimeError, match="fell off"):
+        runtime.logits(pixels)

@@ -192,7 +192,7 @@ class TestFolder:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "1.jpg").touch()
-        walk = open_source(str(tmp_path), BlobOptions())._walk("", "")  # type: ignore[union-attr]
+        walk = open_source(str(tmp_path), BlobOptions())._walk("", "")  # type: ignore[union-attr]  # a folder, here
         assert next(walk)[0] == "a/1.jpg"
         (tmp_path / "b" / "1.jpg").unlink()
         (tmp_path / "b").rmdir()

@@ -16,49 +16,17 @@ Row = dict[str, Any]
 FORMATS: Final = ("csv", "jsonl", "parquet")
 ROW_GROUP: Final = 20_000  # rows of a Parquet group: what is held in memory at a time
 
+_IMAGE: Final = ("name", "source", "image_id", "model")
+_RUN: Final = ("etag", "run_id")
 COLUMNS: Final = {
-    "predictions": [
-        "name",
-        "source",
-        "image_id",
-        "model",
-        "task",
-        "label",
-        "probability",
-        "needs_review",
-        "etag",
-        "run_id",
-        "classified_at",
-        "width",
-        "height",
-        "sha256",
-    ],
-    "probabilities": [
-        "name",
-        "source",
-        "image_id",
-        "model",
-        "task",
-        "label",
-        "probability",
-        "etag",
-        "run_id",
-        "classified_at",
-    ],
-    "failures": [
-        "name",
-        "source",
-        "image_id",
-        "model",
-        "stage",
-        "code",
-        "message",
-        "attempts",
-        "quarantined",
-        "etag",
-        "run_id",
-        "failed_at",
-    ],
+    "predictions": (
+        *_IMAGE,
+        *("task", "label", "probability", "needs_review"),
+        *_RUN,
+        *("classified_at", "width", "height", "sha256"),
+    ),
+    "probabilities": (*_IMAGE, "task", "label", "probability", *_RUN, "classified_at"),
+    "failures": (*_IMAGE, "stage", "code", "message", "attempts", "quarantined", *_RUN, "failed_at"),
 }
 
 

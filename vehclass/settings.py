@@ -156,7 +156,7 @@ def _checked(one: Any, raw: object, origin: str) -> object:
     kind = str(one.type)
     try:
         if "tuple" in kind:
-            parts = raw.split(",") if isinstance(raw, str) else list(raw)  # type: ignore[call-overload]
+            parts = raw.split(",") if isinstance(raw, str) else list(raw)  # type: ignore[call-overload]  # what is no list raises TypeError, below
             value: Any = tuple(str(part).strip().lower() for part in parts)
         elif "bool" in kind:
             value = _BOOLEANS[str(raw).lower()]

@@ -58,7 +58,7 @@ def doctor(
         show.print_json(report)
     else:
         _print(report)
-    if any(check["ok"] is False for check in report["checks"]):  # type: ignore[attr-defined]
+    if any(check["ok"] is False for check in report["checks"]):  # type: ignore[attr-defined]  # a list, in a dict of many kinds
         raise typer.Exit(int(ExitCode.FAILED))
 
 

@@ -33,7 +33,7 @@ def _convert(keras_file: Path, out: Path) -> None:
     # of three backbones.
     # The converter reports its use to its maker unless this module is missing; a tool that runs at night
     # inside somebody's network tells nobody.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to forbid an import
     import keras
     import openvino
 

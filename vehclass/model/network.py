@@ -56,7 +56,7 @@ def augmentation(seed: int) -> keras.Sequential:
 
 
 def _small(pixels: Any, weights: str | None) -> Any:
-    """A small residual network for training from scratch on a CPU: 0.4 million weights.
+    """A small residual network for training from scratch on a CPU: 0.5 million weights.
 
     Its features are the mean and the maximum over the picture: the mean says what it is, the maximum
     finds a scratch.

@@ -150,9 +150,8 @@ class BlobSource:
         endpoint = urlsplit(client.url)
         self.url = f"{endpoint.scheme}://{(endpoint.netloc).lower()}{unquote(endpoint.path)}"
         self._look_turn = threading.Lock()
-        self._look: tuple[float, VehclassError | None] | None = (
-            None  # when the service was last tried, and what it said
-        )
+        # When the service was last tried, and what was wrong with it.
+        self._look: tuple[float, VehclassError | None] | None = None
 
     def check(self) -> None:
         """Asks for one name: raises SourceNotFound, AccessDenied, UsageError or ServiceUnreachable."""
