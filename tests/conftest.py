@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,35 +127,60 @@ class Azurite:
         return client
 
 
-@pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
-    """Microsoft's Blob emulator, in memory, on a port of its own."""
+@contextmanager
+def node_server(package: str, script: str, port: int, *options: str, log: Path) -> Iterator[None]:
+    """A server from npm as a process of its own, until the block ends."""
     tools = ROOT / ".tools"
-    program = tools / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    program = tools / "node_modules" / package / script
     if not program.is_file():
-        pytest.fail("Azurite is not installed: run scripts/setup_servers")
-    port = free_port()
-    log = tmp_path_factory.mktemp("azurite") / "log"
+        pytest.fail(f"{package} is not installed: run scripts/setup_servers")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [
-                str(tools / "bin" / "node"),
-                str(program),
-                *("--blobHost", "127.0.0.1", "--blobPort", str(port)),
-                *("--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"),
-            ],
-            stdout=output,
-            stderr=output,
+            [str(tools / "bin" / "node"), str(program), *options], stdout=output, stderr=output, cwd=log.parent
         )
         try:
-            for _ in range(100):
+            for _ in range(200):
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 if process.poll() is not None:
-                    pytest.fail(f"Azurite did not start: {log.read_text()}")
+                    pytest.fail(f"{package} did not start: {log.read_text()}")
                 time.sleep(0.1)
-            yield Azurite(port)
+            yield
         finally:
             process.terminate()
             process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Microsoft's Blob emulator, in memory, on a port of its own."""
+    port = free_port()
+    options = ("--blobHost", "127.0.0.1", "--blobPort", str(port))
+    quiet = ("--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent")
+    log = tmp_path_factory.mktemp("azurite") / "log"
+    with node_server("azurite", "dist/src/blob/main.js", port, *options, *quiet, log=log):
+        yield Azurite(port)
+
+
+@dataclass(frozen=True)
+class Cosmos:
+    """A running Cosmos DB emulator, or a proxy before one."""
+
+    port: int
+
+    # The emulators' published key: every copy of them has it.
+    KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
+
+    def url(self, database: str) -> str:
+        return f"cosmos://127.0.0.1:{self.port}/{database}"
+
+
+@pytest.fixture(scope="session")
+def cosmos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cosmos]:
+    """A Cosmos DB server that others wrote, in memory, on a port of its own."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("cosmos") / "log"
+    options = ("-p", str(port), "--no-ssl", "--host", "127.0.0.1")
+    with node_server("@vercel/cosmosdb-server", "lib/cli.js", port, *options, log=log):
+        yield Cosmos(port)

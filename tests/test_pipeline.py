@@ -15,8 +15,7 @@ from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
 from vehclass.imaging import Pixels
 from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, ResultFilter, Task, image_id
-from vehclass.stores import open_store
-from vehclass.stores.sql import SqlStore
+from vehclass.stores import Store, open_store
 
 INFO = ModelInfo("stand-in", "v1", (Task("parity", ("even", "odd")),), (2, 2), "2026-01-01")
 FACTS = ImageFacts(2, 2, "jpeg", "00")
@@ -61,26 +60,24 @@ def decode(data: bytes) -> tuple[Pixels, ImageFacts]:
 
 
 @pytest.fixture
-def store() -> Iterator[SqlStore]:
+def store() -> Iterator[Store]:
     made = open_store("sqlite:///:memory:", create=True)
     yield made
     made.close()
 
 
-def tell(
-    source: Any, store: SqlStore, job: Job | None = None, watch: Watch | None = None, **hands: Any
-) -> runs.Finished:
+def tell(source: Any, store: Store, job: Job | None = None, watch: Watch | None = None, **hands: Any) -> runs.Finished:
     parts = {"decode": decode, "classifier": Parity(), **hands}
     return runs.run(
         job or Job(lanes=2), Hands(source, store=store, **parts), watch or Watch(), command="test", settings="{}"
     )
 
 
-def names(store: SqlStore, what: str = "predictions", **wanted: Any) -> set[str]:
+def names(store: Store, what: str = "predictions", **wanted: Any) -> set[str]:
     return {row["name"] for row in store.results(what, ResultFilter(**wanted))}
 
 
-def test_one_photo_in_one_row_out(store: SqlStore) -> None:
+def test_one_photo_in_one_row_out(store: Store) -> None:
     finished = tell(Names(1234), store)
     assert (finished.exit_code, finished.counts.classified) == (0, 1234)
     assert names(store, label="odd") == {str(n) for n in range(1, 1234, 2) if n % 256 % 2}
@@ -88,7 +85,7 @@ def test_one_photo_in_one_row_out(store: SqlStore) -> None:
     assert tell(Names(1234), store).counts.done == 0
 
 
-def test_each_stage_may_fail_for_one_image(store: SqlStore) -> None:
+def test_each_stage_may_fail_for_one_image(store: Store) -> None:
     class Torn(Names):
         def read(self, ref: ImageRef) -> bytes:
             if ref.name == "3":
@@ -115,14 +112,14 @@ def test_each_stage_may_fail_for_one_image(store: SqlStore) -> None:
     assert len(names(store)) == 37
 
 
-def test_a_file_that_is_too_large_is_not_read(store: SqlStore) -> None:
+def test_a_file_that_is_too_large_is_not_read(store: Store) -> None:
     source = Names(5)
     tell(source, store, Job(max_bytes=7))
     assert source.reads == []
     assert {row["code"] for row in store.results("failures", ResultFilter())} == {"too_many_bytes"}
 
 
-def test_a_source_that_goes_away_keeps_what_was_done(store: SqlStore) -> None:
+def test_a_source_that_goes_away_keeps_what_was_done(store: Store) -> None:
     class Gone(Names):
         def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
             yield from list(super().pages(prefix))[:3]
@@ -136,7 +133,7 @@ def test_a_source_that_goes_away_keeps_what_was_done(store: SqlStore) -> None:
     assert tell(Names(1000), store).counts.classified == 700
 
 
-def test_a_classifier_that_breaks_ends_the_run_and_frees_the_lease(store: SqlStore) -> None:
+def test_a_classifier_that_breaks_ends_the_run_and_frees_the_lease(store: Store) -> None:
     class Broken(Parity):
         def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
             raise RuntimeError("the device fell off the bus")
@@ -147,7 +144,7 @@ def test_a_classifier_that_breaks_ends_the_run_and_frees_the_lease(store: SqlSto
     assert tell(Names(50), store).counts.classified == 50
 
 
-def test_stopping_ends_soon_and_saves_what_is_in_hand(store: SqlStore) -> None:
+def test_stopping_ends_soon_and_saves_what_is_in_hand(store: Store) -> None:
     class Slow(Parity):
         def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
             time.sleep(0.05)
@@ -163,7 +160,7 @@ def test_stopping_ends_soon_and_saves_what_is_in_hand(store: SqlStore) -> None:
     assert store.runs(limit=1)[0]["classified"] == len(names(store))
 
 
-def test_a_run_that_lost_its_lease_writes_nothing_more(store: SqlStore) -> None:
+def test_a_run_that_lost_its_lease_writes_nothing_more(store: Store) -> None:
     class Stolen(Parity):
         def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
             store._db._connection.execute("UPDATE lease SET fence = fence + 1, run_id = 'thief'")
@@ -174,14 +171,14 @@ def test_a_run_that_lost_its_lease_writes_nothing_more(store: SqlStore) -> None:
     assert names(store) == set()
 
 
-def test_a_limit_and_a_pattern(store: SqlStore) -> None:
+def test_a_limit_and_a_pattern(store: Store) -> None:
     tell(Names(1000), store, Job(limit=37))
     assert len(names(store)) == 37
     tell(Names(1000), store, Job(include=("99?", "5")))
     assert {f"99{n}" for n in range(10)} <= names(store)
 
 
-def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: SqlStore) -> None:
+def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: Store) -> None:
     """What a run holds while it lists: a few pages, however many there are."""
     tell(Names(20_000, page=1000), store)
     peaks = []

@@ -8,6 +8,7 @@ VehclassError                 1  failed
 │   ├── ModelRefused
 │   ├── StoreNotFound
 │   ├── StoreForeign
+│   ├── StoreAccessDenied
 │   ├── DataError
 │   └── DeviceMissing
 ├── TooManyFailures           1
@@ -78,6 +79,10 @@ class StoreNotFound(UsageError):
 
 class StoreForeign(UsageError):
     """{url} is not a store of this vehclass: {reason}. Name another file with --store."""
+
+
+class StoreAccessDenied(UsageError):
+    """{url} refuses this identity: {reason}. Sign in (`az login`, a managed identity), check the user or key, and see in docs/stores.md which rights it needs."""
 
 
 class DataError(UsageError):

@@ -77,6 +77,11 @@ class ModelInfo:
         """How rows name the model: NAME@VERSION."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def label_count(self) -> int:
+        """Labels of all tasks together: so many probabilities an image has."""
+        return sum(len(task.labels) for task in self.tasks)
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -107,6 +112,49 @@ class Outcome:
     facts: ImageFacts | None = None
     predictions: Sequence[Prediction] = ()
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """An outcome whole, as a store holds it: what moves when results move to another store.
+
+    `outcome.ref` is the image as the store knows it now; `etag` is the content that the outcome is about.
+    """
+
+    outcome: Outcome
+    model: str  # its version
+    etag: str
+    status: str
+    attempts: int
+    run_id: str
+    finished_at: str
+    first_seen_at: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What there is one outcome of: an image and a model's version."""
+        return self.outcome.ref.image_id, self.model
+
+    def digest(self) -> int:
+        """A 128-bit hash of all that was said of the image; equal in every store that holds the same.
+
+        Probabilities count to nine digits, which is more than a network in single precision has.
+        """
+        one = self.outcome
+        why = (one.failure.stage, one.failure.code, one.failure.message) if one.failure else None
+        said = [
+            (
+                p.task,
+                p.label,
+                f"{p.probability:.9g}",
+                bool(p.needs_review),
+                [f"{share:.9g}" for share in p.probabilities],
+            )
+            for p in one.predictions
+        ]
+        text = repr((self.key, one.ref.source, one.ref.name, self.etag, self.status, why, self.attempts, said))
+        both = f"{text} {self.run_id} {self.finished_at}".encode("utf-8", "surrogateescape")
+        return int.from_bytes(hashlib.blake2b(both, digest_size=16).digest())
 
 
 @dataclass(frozen=True, slots=True)

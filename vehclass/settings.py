@@ -61,15 +61,45 @@ class Settings:
         200_000_000, "VEHCLASS_MAX_BYTES", "larger files are refused before they are read", least=1
     )
     read_concurrency: int = _setting(16, "VEHCLASS_READ_CONCURRENCY", "blobs read at a time", least=1, most=256)
-    store_wait: float = _setting(
-        30.0,
+    store_wait: float | None = _setting(
+        None,
         "VEHCLASS_STORE_WAIT",
-        "seconds to wait for a store that another program has locked",
+        "seconds to keep trying a store that is locked, busy or away; 30 for a file and 120 for a service when unset",
         least=0.0,
         most=3600.0,
     )
+    store_timeout: float = _setting(
+        30.0,
+        "VEHCLASS_STORE_TIMEOUT",
+        "seconds of silence after which a database server counts as gone",
+        least=1.0,
+        most=3600.0,
+    )
+    max_ru: float | None = _setting(
+        None,
+        "VEHCLASS_MAX_RU",
+        "request units a second that a run may take of a Cosmos DB; no limit when unset",
+        least=1.0,
+    )
+    cosmos_throughput: int = _setting(
+        1000,
+        "VEHCLASS_COSMOS_THROUGHPUT",
+        "autoscale maximum, in RU/s, of the results container that `store init` makes; 0 for a serverless account",
+        least=0,
+        most=1_000_000,
+    )
+    cosmos_result_days: int | None = _setting(
+        None,
+        "VEHCLASS_COSMOS_RESULT_DAYS",
+        "days after which Cosmos DB deletes a result; kept when unset",
+        least=1,
+        most=24_000,
+    )
+    cosmos_run_days: int = _setting(
+        400, "VEHCLASS_COSMOS_RUN_DAYS", "days after which Cosmos DB deletes a run's record", least=1, most=24_000
+    )
     allow_http: bool = _setting(
-        False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted storage endpoint that is not on this machine"
+        False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted service endpoint that is not on this machine"
     )
     storage_account: str | None = _setting(
         None, "AZURE_STORAGE_ACCOUNT", "the storage account of containers given by name"
@@ -81,6 +111,17 @@ class Settings:
         None, "AZURE_STORAGE_KEY", "account key; Entra ID is used without one", secret=True
     )
     storage_sas: str | None = _setting(None, "AZURE_STORAGE_SAS_TOKEN", "shared access signature", secret=True)
+    sql_connection_string: str | None = _setting(
+        None, "AZURE_SQL_CONNECTIONSTRING", "a whole ODBC connection string for --store mssql://", secret=True
+    )
+    sql_user: str | None = _setting(None, "AZURE_SQL_USER", "user of the SQL database; Entra ID is used without one")
+    sql_password: str | None = _setting(None, "AZURE_SQL_PASSWORD", "that user's password", secret=True)
+    cosmos_connection_string: str | None = _setting(
+        None, "AZURE_COSMOS_CONNECTIONSTRING", "connection string of a Cosmos DB account", secret=True
+    )
+    cosmos_key: str | None = _setting(
+        None, "AZURE_COSMOS_KEY", "account key of Cosmos DB; Entra ID is used without one", secret=True
+    )
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def shown(self) -> list[dict[str, object]]:

@@ -1,5 +1,5 @@
--- The statements that vehclass runs on SQLite, each under its name. A batch travels as one JSON
--- parameter, so that the number of statements does not grow with it.
+-- What vehclass runs on SQLite, each under its name: a statement, or several that go together. A batch
+-- travels as JSON parameters, so that the number of statements does not grow with it.
 
 -- name: add_model
 INSERT INTO model (version, name, first_used_at) VALUES (:version, :name, :now)
@@ -23,13 +23,13 @@ JOIN task AS t ON t.model_seq = :model_seq AND t.position = j.value ->> 0
 WHERE true ON CONFLICT (task_seq, position) DO NOTHING;
 
 -- name: unseen
--- page: [[image_id, etag], ...]; answers the positions of those that are new.
-SELECT page.key
+-- page: [[position, image_id, etag], ...]; answers the positions of those that are new.
+SELECT page.value ->> 0 AS position
 FROM json_each(:page) AS page
-LEFT JOIN image AS i ON i.image_id = page.value ->> 0
+LEFT JOIN image AS i ON i.image_id = page.value ->> 1
 LEFT JOIN outcome AS o ON o.model_seq = :model_seq AND o.image_seq = i.image_seq
 WHERE o.image_seq IS NULL
-   OR o.etag <> page.value ->> 1
+   OR o.etag <> page.value ->> 2
    OR o.status = 'failed'
    OR (o.status = 'quarantined' AND :retry_failed)
 ORDER BY page.key;
@@ -38,10 +38,11 @@ ORDER BY page.key;
 SELECT 1 FROM lease WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 
 -- name: save_images
--- rows: [[image_id, source, name, etag, size, modified_at, width, height, format, sha256], ...]
+-- images: [[position, image_id, source, name, etag, size, modified_at, width, height, format, sha256], ...];
+-- answers each one's position and number.
 INSERT INTO image (image_id, source, name, etag, size, modified_at, width, height, format, sha256, first_seen_at)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5,
-       value ->> 6, value ->> 7, value ->> 8, value ->> 9, :now
+SELECT value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+       value ->> 7, value ->> 8, value ->> 9, value ->> 10, :now
 FROM json_each(:images)
 WHERE true ON CONFLICT (image_id) DO UPDATE SET
   etag = excluded.etag, size = excluded.size, modified_at = excluded.modified_at,
@@ -51,58 +52,51 @@ WHERE true ON CONFLICT (image_id) DO UPDATE SET
   format = iif(excluded.etag = image.etag, coalesce(excluded.format, image.format), excluded.format),
   sha256 = iif(excluded.etag = image.etag, coalesce(excluded.sha256, image.sha256), excluded.sha256);
 
+SELECT j.value ->> 0, i.image_seq FROM json_each(:images) AS j CROSS JOIN image AS i ON i.image_id = j.value ->> 1;
+
 -- name: save_outcomes
--- outcomes: [[image_id, etag, stage, code, message, permanent], ...]; no stage means classified.
+-- outcomes: [[image_seq, etag, stage, code, message, permanent], ...]; no stage means classified.
+-- predictions: [[image_seq, label_seq, probability, needs_review], ...]
+-- probabilities: [[image_seq, label_seq, probability], ...]
+-- The attempts are the runs that tried: the same batch saved twice by one run is one attempt.
 INSERT INTO outcome (model_seq, image_seq, etag, status, stage, code, message, attempts, run_id, finished_at)
-SELECT :model_seq, i.image_seq, j.value ->> 1,
-       CASE WHEN j.value ->> 2 IS NULL THEN 'classified'
-            WHEN j.value ->> 5 OR :max_attempts <= 1 THEN 'quarantined' ELSE 'failed' END,
-       j.value ->> 2, j.value ->> 3, j.value ->> 4, 1, :run_id, :now
-FROM json_each(:outcomes) AS j
-JOIN image AS i ON i.image_id = j.value ->> 0
+SELECT :model_seq, value ->> 0, value ->> 1,
+       CASE WHEN value ->> 2 IS NULL THEN 'classified'
+            WHEN value ->> 5 OR :max_attempts <= 1 THEN 'quarantined' ELSE 'failed' END,
+       value ->> 2, value ->> 3, value ->> 4, 1, :run_id, :now
+FROM json_each(:outcomes)
 WHERE true ON CONFLICT (model_seq, image_seq) DO UPDATE SET
-  attempts = iif(outcome.etag = excluded.etag AND outcome.status <> 'classified', outcome.attempts + 1, 1),
-  status = iif(excluded.status = 'failed' AND outcome.etag = excluded.etag
-               AND outcome.status <> 'classified' AND outcome.attempts + 1 >= :max_attempts,
+  attempts = CASE WHEN outcome.etag <> excluded.etag OR outcome.status = 'classified' THEN 1
+                  ELSE outcome.attempts + (outcome.run_id <> excluded.run_id) END,
+  status = iif(excluded.status = 'failed' AND outcome.etag = excluded.etag AND outcome.status <> 'classified'
+               AND outcome.attempts + (outcome.run_id <> excluded.run_id) >= :max_attempts,
                'quarantined', excluded.status),
   etag = excluded.etag, stage = excluded.stage, code = excluded.code, message = excluded.message,
   run_id = excluded.run_id, finished_at = excluded.finished_at;
 
--- name: forget_predictions
 -- A photo that was replaced and now fails keeps no answer of its former content.
 DELETE FROM prediction
 WHERE task_seq IN (SELECT task_seq FROM task WHERE model_seq = :model_seq)
-  AND image_seq IN (SELECT i.image_seq FROM json_each(:image_ids) AS j JOIN image AS i ON i.image_id = j.value);
+  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 IS NOT NULL);
 
--- name: forget_probabilities
 DELETE FROM probability
 WHERE label_seq IN (SELECT label_seq FROM label JOIN task USING (task_seq) WHERE model_seq = :model_seq)
-  AND image_seq IN (SELECT i.image_seq FROM json_each(:image_ids) AS j JOIN image AS i ON i.image_id = j.value);
+  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 IS NOT NULL);
 
--- name: save_predictions
--- predictions: [[image_id, task position, label position, probability, needs_review], ...]
 INSERT INTO prediction (task_seq, image_seq, label_seq, probability, needs_review)
-SELECT t.task_seq, i.image_seq, l.label_seq, j.value ->> 3, j.value ->> 4
-FROM json_each(:predictions) AS j
-JOIN image AS i ON i.image_id = j.value ->> 0
-JOIN task AS t ON t.model_seq = :model_seq AND t.position = j.value ->> 1
-JOIN label AS l ON l.task_seq = t.task_seq AND l.position = j.value ->> 2
+SELECT l.task_seq, j.value ->> 0, l.label_seq, j.value ->> 2, j.value ->> 3
+FROM json_each(:predictions) AS j JOIN label AS l ON l.label_seq = j.value ->> 1
 WHERE true ON CONFLICT (task_seq, image_seq) DO UPDATE SET
   label_seq = excluded.label_seq, probability = excluded.probability, needs_review = excluded.needs_review;
 
--- name: save_probabilities
--- label_seqs: those of the model in the order of its tasks and labels; a row: [image_id, [probability, ...]]
 INSERT INTO probability (label_seq, image_seq, probability)
-SELECT l.value, i.image_seq, p.value
-FROM json_each(:probabilities) AS j
-CROSS JOIN image AS i ON i.image_id = j.value ->> 0
-CROSS JOIN json_each(j.value, '$[1]') AS p
-CROSS JOIN json_each(:label_seqs) AS l ON l.key = p.key
+SELECT value ->> 1, value ->> 0, value ->> 2 FROM json_each(:probabilities)
 WHERE true ON CONFLICT (label_seq, image_seq) DO UPDATE SET probability = excluded.probability;
 
 -- name: start_run
 INSERT INTO run (run_id, command, source, model, settings, host, started_at, heartbeat_at, status)
-VALUES (:run_id, :command, :source, :model, :settings, :host, :now, :now, 'running');
+VALUES (:run_id, :command, :source, :model, :settings, :host, :now, :now, 'running')
+ON CONFLICT (run_id) DO NOTHING;
 
 -- name: end_run
 UPDATE run SET finished_at = :now, heartbeat_at = :now, status = :status, exit_code = :exit_code,
@@ -126,13 +120,13 @@ FROM lease WHERE lease_key = :lease_key;
 -- The store's clock decides, so that two machines agree.
 INSERT INTO lease (lease_key, fence, run_id, holder, acquired_at, expires_at)
 VALUES (:lease_key, 1, :run_id, :holder, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
-        strftime('%Y-%m-%dT%H:%M:%fZ', 'now', :seconds))
+        strftime('%Y-%m-%dT%H:%M:%fZ', 'now', :seconds || ' seconds'))
 ON CONFLICT (lease_key) DO UPDATE SET
   fence = lease.fence + 1, run_id = excluded.run_id, holder = excluded.holder,
   acquired_at = excluded.acquired_at, expires_at = excluded.expires_at;
 
 -- name: renew_lease
-UPDATE lease SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', :seconds)
+UPDATE lease SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', :seconds || ' seconds')
 WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 
 -- name: free_lease
@@ -174,7 +168,7 @@ GROUP BY stage, code ORDER BY images DESC, stage, code;
 SELECT coalesce(max(image_seq), 0) FROM image;
 
 -- name: store_counts
-SELECT (SELECT count(*) FROM image) AS images, (SELECT count(*) FROM prediction) AS predictions,
+SELECT (SELECT count(*) FROM outcome) AS outcomes, (SELECT count(*) FROM image) AS images, (SELECT count(*) FROM prediction) AS predictions,
        (SELECT count(*) FROM probability) AS probabilities,
        (SELECT count(*) FROM outcome WHERE status <> 'classified') AS failures, (SELECT count(*) FROM run) AS runs;
 
@@ -232,10 +226,75 @@ WHERE o.status <> 'classified' AND i.image_seq > :after AND i.image_seq <= :unti
 ORDER BY i.image_seq;
 
 -- name: label_seqs
-SELECT l.label_seq FROM label AS l JOIN task AS t USING (task_seq)
+SELECT t.name AS task, l.label, l.label_seq FROM label AS l JOIN task AS t USING (task_seq)
 WHERE t.model_seq = :model_seq ORDER BY t.position, l.position;
 
--- name: labels
-SELECT m.name || '@' || m.version AS model, t.name AS task, group_concat(l.label, ', ') AS labels
+-- name: models
+SELECT m.version, m.name, t.position AS task_position, t.name AS task, t.temperature, t.threshold, l.label
 FROM model AS m JOIN task AS t USING (model_seq) JOIN label AS l USING (task_seq)
-GROUP BY t.task_seq ORDER BY m.model_seq, t.position;
+ORDER BY m.model_seq, t.position, l.position;
+
+-- name: sources
+SELECT DISTINCT source FROM run;
+
+-- name: image_seqs
+-- image_ids: [image_id, ...]
+SELECT i.image_seq FROM json_each(:image_ids) AS j JOIN image AS i ON i.image_id = j.value ORDER BY i.image_seq;
+
+-- What follows moves whole results from one store to another.
+
+-- name: image_ids_between
+SELECT image_id FROM image WHERE image_seq > :after AND image_seq <= :until ORDER BY image_seq;
+
+-- name: saved_outcomes
+-- image_ids: [image_id, ...], here and in the next two
+SELECT i.image_id, i.source, i.name, i.etag AS image_etag, i.size, i.modified_at, i.width, i.height, i.format, i.sha256,
+       i.first_seen_at, m.version AS model, o.etag, o.status, o.stage, o.code, o.message, o.attempts, o.run_id,
+       o.finished_at
+FROM json_each(:image_ids) AS j
+CROSS JOIN image AS i ON i.image_id = j.value
+CROSS JOIN model AS m
+CROSS JOIN outcome AS o ON o.model_seq = m.model_seq AND o.image_seq = i.image_seq
+ORDER BY i.image_seq, m.model_seq;
+
+-- name: saved_predictions
+SELECT i.image_id, m.version AS model, t.position AS task_position, l.position AS label_position, p.probability,
+       p.needs_review
+FROM json_each(:image_ids) AS j
+CROSS JOIN image AS i ON i.image_id = j.value
+CROSS JOIN task AS t
+CROSS JOIN prediction AS p ON p.task_seq = t.task_seq AND p.image_seq = i.image_seq
+JOIN label AS l ON l.label_seq = p.label_seq
+JOIN model AS m ON m.model_seq = t.model_seq
+ORDER BY i.image_seq, m.model_seq, t.position;
+
+-- name: saved_probabilities
+SELECT i.image_id, m.version AS model, t.position AS task_position, p.probability
+FROM json_each(:image_ids) AS j
+CROSS JOIN image AS i ON i.image_id = j.value
+CROSS JOIN label AS l
+CROSS JOIN probability AS p ON p.label_seq = l.label_seq AND p.image_seq = i.image_seq
+JOIN task AS t ON t.task_seq = l.task_seq
+JOIN model AS m ON m.model_seq = t.model_seq
+ORDER BY i.image_seq, m.model_seq, t.position, l.position;
+
+-- name: restore_outcomes
+-- Goes after save_batch: what that computes is given here as it was.
+-- outcomes: [[image_id, etag, status, attempts, run_id, finished_at, first_seen_at], ...]
+UPDATE outcome SET etag = j.value ->> 1, status = j.value ->> 2, attempts = j.value ->> 3, run_id = j.value ->> 4,
+  finished_at = j.value ->> 5
+FROM json_each(:outcomes) AS j JOIN image AS i ON i.image_id = j.value ->> 0
+WHERE outcome.model_seq = :model_seq AND outcome.image_seq = i.image_seq;
+
+UPDATE image SET first_seen_at = min(first_seen_at, j.value ->> 6)
+FROM json_each(:outcomes) AS j WHERE image.image_id = j.value ->> 0;
+
+-- name: restore_runs
+-- runs: [{"run_id": ..., ...}, ...]; those that are there stay as they are.
+INSERT INTO run (run_id, command, source, model, settings, host, started_at, heartbeat_at, finished_at, status,
+                 exit_code, message, listed, new, classified, failed, quarantined, needs_review)
+SELECT value ->> 'run_id', value ->> 'command', value ->> 'source', value ->> 'model', value ->> 'settings',
+       value ->> 'host', value ->> 'started_at', value ->> 'heartbeat_at', value ->> 'finished_at', value ->> 'status',
+       value ->> 'exit_code', value ->> 'message', value ->> 'listed', value ->> 'new', value ->> 'classified',
+       value ->> 'failed', value ->> 'quarantined', value ->> 'needs_review'
+FROM json_each(:runs) WHERE true ON CONFLICT (run_id) DO NOTHING;

@@ -116,3 +116,56 @@ def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest:
             batch, weight = [], 0
     if batch:
         yield batch
+
+
+def gathered(batches: Iterable[list[T]], most: int, name: str) -> Iterator[list[T]]:
+    """The items of `batches` in larger lists: all that came while the consumer was busy with the last.
+
+    A consumer that is quick gets them as they come; a slow one, such as a store far away, gets fewer and
+    larger lists. Once `most` items wait, the batches wait, too. An exception of theirs is raised after what came before
+    it has been handed over.
+    """
+    waiting: list[T] = []
+    changed = threading.Condition()
+    state = {"ended": False, "left": False}
+    errors: list[BaseException] = []
+
+    def collect() -> None:
+        source = iter(batches)
+        try:
+            for batch in source:
+                with changed:
+                    changed.wait_for(lambda: state["left"] or len(waiting) < most)
+                    if state["left"]:
+                        return
+                    waiting.extend(batch)
+                    changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
+            errors.append(error)
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+            with changed:
+                state["ended"] = True
+                changed.notify_all()
+
+    thread = threading.Thread(target=collect, name=name, daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: waiting or state["ended"])
+                taken = waiting[:]
+                waiting.clear()
+                changed.notify_all()
+            if not taken:
+                break
+            yield taken
+        if errors:
+            raise errors[0]
+    finally:
+        with changed:
+            state["left"] = True
+            changed.notify_all()
+        thread.join()

@@ -14,13 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from vehclass.batch.flow import Allowance, batched, in_lanes
+from vehclass.batch.flow import Allowance, batched, gathered, in_lanes
 from vehclass.batch.ports import Classifier, Decode, Source, Store
 from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
 from vehclass.records import Failure, ImageFacts, ImageRef, Outcome, RunTicket
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
+SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
 FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
 
 
@@ -87,12 +88,13 @@ class Watch:
 
 
 def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> None:
-    """Classifies what is new and saves it batch by batch, until all is done or `watch.stop` is set.
+    """Classifies what is new and saves it as it comes, until all is done or `watch.stop` is set.
 
     Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved stays saved.
     """
     model, progress = hands.classifier.info, watch.progress
-    for outcomes in outcomes_of(job, hands, new_images(job, hands, watch), watch):
+    ready = outcomes_of(job, hands, new_images(job, hands, watch), watch)
+    for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
         hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
         progress.done += len(outcomes)
         progress.failed += sum(one.failure is not None for one in outcomes)

@@ -19,7 +19,7 @@ from vehclass.settings import Settings
 if TYPE_CHECKING:
     from vehclass.batch.pipeline import Hands, Job, Watch
     from vehclass.batch.runs import Finished
-    from vehclass.stores.sql import SqlStore
+    from vehclass.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Wired:
     """What a run works with, its store as one that can be read from, too, and what it runs on."""
 
     hands: "Hands"
-    store: "SqlStore"
+    store: "Store"
     device: str
 
 
@@ -74,6 +74,12 @@ def classify_batch(
             show_default=False,
         ),
     ] = None,
+    max_ru: Annotated[
+        float | None,
+        typer.Option(
+            "--max-ru", help="Request units a second that the run may take of a Cosmos DB.", show_default=False
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -96,6 +102,7 @@ def classify_batch(
         runtime=runtime,
         threads=threads,
         max_failure_rate=max_failure_rate,
+        max_ru=max_ru,
     )
     from vehclass.batch.pipeline import Job, Watch
 
@@ -151,7 +158,7 @@ def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool,
     source = open_source(container, options.blob_options(settings))
     source.check()
     try:
-        results = open_store(settings.store, create=writing, busy_seconds=settings.store_wait)
+        results = open_store(settings.store, create=writing, options=options.store_options(settings))
     except StoreNotFound:
         results = open_store("sqlite:///:memory:", create=True)  # a dry run on nothing: an empty store in memory
     classifier = Classifier.open(
@@ -257,6 +264,7 @@ def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: fl
         "quarantined": counts.quarantined,
         "needs_review": counts.needs_review,
         "seconds": round(seconds, 2),
+        "store_cost": wired.store.cost(),
         "summary": wired.store.run_summary(finished.run_id),
         "failures": wired.store.failure_codes(finished.run_id),
     }
@@ -294,6 +302,12 @@ def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float,
     )
     rate = counts.done / seconds
     show.say(f"{show.duration(seconds)} from start to end, {rate:,.0f} images/s, on {wired.device}.")
+    cost = wired.store.cost()
+    if cost:
+        show.say(
+            f"{cost['request_units']:,.0f} request units: {cost['writes']:,} writes at {cost['request_units_per_write']:.2f} each, "
+            f"{cost['reads']:,} reads for {cost['request_units_for_reads']:,.0f}; throttled {cost['throttled']:,} times."
+        )
     show.say(f"Run {finished.run_id} of {hands.classifier.info.key} on {hands.source.url}, saved to {hands.store.url}.")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from vehclass import __version__
 from vehclass.cli import options, show
-from vehclass.errors import ExitCode, StoreError, VehclassError
+from vehclass.errors import ExitCode, StoreAccessDenied, StoreError, UsageError, VehclassError
 from vehclass.settings import Settings
 
 PACKAGES = (
@@ -49,7 +49,7 @@ def doctor(
         "cores": options.cores(),
         "packages": {name: _installed(name) for name in PACKAGES},
         "sqlite": _sqlite(),
-        "odbc_drivers": _odbc(),
+        "odbc_driver": _odbc(),
         "devices": _devices(),
         "settings": settings.shown(),
         "checks": _checks(settings, container),
@@ -64,7 +64,7 @@ def doctor(
 
 def _print(report: dict[str, Any]) -> None:
     facts = [
-        (name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_drivers", "devices")
+        (name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_driver", "devices")
     ]
     show.table(
         None,
@@ -101,10 +101,14 @@ def _checks(settings: Settings, container: str | None) -> list[dict[str, object]
         return f"{folder.info.key} answers on {classifier.runtime.name} ({classifier.runtime.device})"
 
     def the_store() -> str:
-        report = options.existing_store(settings).check()
+        with options.existing_store(settings) as results:
+            report = results.check()
         if report["integrity"] != "ok":
             raise StoreError(url=report["url"], reason=f"the file is damaged ({report['integrity']})")
-        return f"{report['url']}: schema {report['schema_version']}, {report['images']:,} images, integrity {report['integrity']}"
+        if report["missing_rights"]:
+            rights = ", ".join(report["missing_rights"])
+            raise StoreAccessDenied(url=report["url"], reason=f"it may not {rights}")
+        return f"{report['url']}: schema {report['schema_version']}, {report['outcomes']:,} results, integrity ok"
 
     def the_source() -> str:
         from vehclass.sources import open_source
@@ -142,11 +146,13 @@ def _sqlite() -> str:
 
 
 def _odbc() -> str:
+    """The driver that Azure SQL would be reached with, or what to install."""
+    from vehclass.stores.azure_sql_login import find_driver
+
     try:
-        import pyodbc
-    except ImportError:
-        return "none; only Azure SQL would need one"
-    return ", ".join(pyodbc.drivers()) or "none"
+        return find_driver()
+    except UsageError as error:
+        return f"none; only needed for --store mssql://. {error}"
 
 
 def _devices() -> str:

@@ -1,6 +1,8 @@
 """Options that several commands share, and the adapters that they choose."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +15,8 @@ from vehclass.settings import Settings
 if TYPE_CHECKING:
     from vehclass.model.folder import ModelFolder
     from vehclass.sources.blob_options import BlobOptions
-    from vehclass.stores.sql import SqlStore
+    from vehclass.stores import Store as AnyStore
+    from vehclass.stores.options import StoreOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")]
@@ -23,7 +26,10 @@ Model = Annotated[
 Store = Annotated[
     str | None,
     typer.Option(
-        "--store", help="Where results are: sqlite:///FILE. (default: sqlite:///vehclass.db)", show_default=False
+        "--store",
+        help="Where results are: sqlite:///FILE, mssql://SERVER/DATABASE or cosmos://ACCOUNT/DATABASE. "
+        "(default: sqlite:///vehclass.db)",
+        show_default=False,
     ),
 ]
 Runtime = Annotated[
@@ -71,11 +77,38 @@ def model_folder(settings: Settings) -> "ModelFolder":
     return open_model(Path(settings.model))
 
 
-def existing_store(settings: Settings) -> "SqlStore":
-    """The store of the settings, which has to be there already."""
+def store_options(settings: Settings) -> "StoreOptions":
+    """The settings of a store that is a service."""
+    from vehclass.cli import show
+    from vehclass.stores.options import StoreOptions
+
+    return StoreOptions(
+        wait=settings.store_wait,
+        timeout=settings.store_timeout,
+        allow_http=settings.allow_http,
+        sql_connection_string=settings.sql_connection_string,
+        sql_user=settings.sql_user,
+        sql_password=settings.sql_password,
+        cosmos_connection_string=settings.cosmos_connection_string,
+        cosmos_key=settings.cosmos_key,
+        cosmos_throughput=settings.cosmos_throughput,
+        cosmos_result_days=settings.cosmos_result_days,
+        cosmos_run_days=settings.cosmos_run_days,
+        max_ru=settings.max_ru,
+        say=show.note,
+    )
+
+
+@contextmanager
+def existing_store(settings: Settings) -> "Iterator[AnyStore]":
+    """The store of the settings, which has to be there already; closed when the block ends."""
     from vehclass.stores import open_store
 
-    return open_store(settings.store, busy_seconds=settings.store_wait)
+    opened = open_store(settings.store, options=store_options(settings))
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 def moment(text: str | None, option: str) -> datetime | None:

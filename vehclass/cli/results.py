@@ -87,52 +87,54 @@ def list_results(
 
     Example: vehclass results list --task condition --label damaged --min-probability 0.8
     """
-    results = options.existing_store(options.given(store=store))
-    wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
-    what = "failures" if failures else "predictions"
-    _refuse_for_failures(what, wanted)
-    rows = results.first_results(what, wanted, limit)
-    if as_json:
-        show.print_json(rows)
-        return
-    if not rows:
-        show.say(
-            "Nothing in the store is like that. These labels are in it:"
-            if not failures
-            else "No image failed like that."
-        )
-        if not failures:
-            known = results.labels()
-            show.table(None, ("model", "task", "labels"), [(row["model"], row["task"], row["labels"]) for row in known])
-        return
-    if failures:
-        show.table(
-            None,
-            ("name", "stage", "code", "why", "attempts", "when (UTC)"),
-            [
-                (row["name"], row["stage"], row["code"], row["message"], row["attempts"], row["failed_at"][:19])
-                for row in rows
-            ],
-        )
-    else:
-        show.table(
-            None,
-            ("name", "task", "label", "probability", "", "when (UTC)"),
-            [
-                (
-                    row["name"],
-                    row["task"],
-                    row["label"],
-                    f"{row['probability']:.3f}",
-                    "to review" if row["needs_review"] else "",
-                    row["classified_at"][:19],
-                )
-                for row in rows
-            ],
-            right=("probability",),
-        )
-    if len(rows) == limit:
-        show.note(f"The newest {limit}; see more with --limit, or all with `vehclass results export`.")
+    with options.existing_store(options.given(store=store)) as results:
+        wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
+        what = "failures" if failures else "predictions"
+        _refuse_for_failures(what, wanted)
+        rows = results.first_results(what, wanted, limit)
+        if as_json:
+            show.print_json(rows)
+            return
+        if not rows:
+            show.say(
+                "Nothing in the store is like that. These labels are in it:"
+                if not failures
+                else "No image failed like that."
+            )
+            if not failures:
+                known = [
+                    (model.key, task.name, ", ".join(task.labels)) for model in results.models() for task in model.tasks
+                ]
+                show.table(None, ("model", "task", "labels"), known)
+            return
+        if failures:
+            show.table(
+                None,
+                ("name", "stage", "code", "why", "attempts", "when (UTC)"),
+                [
+                    (row["name"], row["stage"], row["code"], row["message"], row["attempts"], row["failed_at"][:19])
+                    for row in rows
+                ],
+            )
+        else:
+            show.table(
+                None,
+                ("name", "task", "label", "probability", "", "when (UTC)"),
+                [
+                    (
+                        row["name"],
+                        row["task"],
+                        row["label"],
+                        f"{row['probability']:.3f}",
+                        "to review" if row["needs_review"] else "",
+                        row["classified_at"][:19],
+                    )
+                    for row in rows
+                ],
+                right=("probability",),
+            )
+        if len(rows) == limit:
+            show.note(f"The newest {limit}; see more with --limit, or all with `vehclass results export`.")
 
 
 @app.command("show")
@@ -146,40 +148,40 @@ def show_result(
 
     Example: vehclass results show photos/000017.jpg
     """
-    results = options.existing_store(options.given(store=store))
-    wanted = ResultFilter(name=name)
-    rows = list(results.results("probabilities", wanted))
-    tops = list(results.results("predictions", wanted))
-    failures = list(results.results("failures", wanted))
-    if not (rows or failures):
-        raise UsageError(reason=f"Nothing is known of an image called {name}. See `vehclass results list`.")
-    if as_json:
-        show.print_json({"predictions": tops, "probabilities": rows, "failures": failures})
-        return
-    facts: dict[str, Any] = (tops or failures)[0]
-    show.say(f"{show.plain(name)} of {facts['source']}")
-    if tops:
-        show.say(f"{facts['width']} x {facts['height']} pixels, sha256 {facts['sha256']}")
-        chosen = {(row["model"], row["task"], row["label"]) for row in tops}
-        show.table(
-            None,
-            ("model", "task", "label", "probability", ""),
-            [
-                (
-                    row["model"],
-                    row["task"],
-                    row["label"],
-                    f"{row['probability']:.4f}",
-                    "<" if (row["model"], row["task"], row["label"]) in chosen else "",
-                )
-                for row in rows
-            ],
-            right=("probability",),
-        )
-    for row in failures:
-        show.say(
-            f"{row['model']}: {row['stage']} failed, {row['code']}: {row['message']} (attempts: {row['attempts']})"
-        )
+    with options.existing_store(options.given(store=store)) as results:
+        wanted = ResultFilter(name=name)
+        rows = list(results.results("probabilities", wanted))
+        tops = list(results.results("predictions", wanted))
+        failures = list(results.results("failures", wanted))
+        if not (rows or failures):
+            raise UsageError(reason=f"Nothing is known of an image called {name}. See `vehclass results list`.")
+        if as_json:
+            show.print_json({"predictions": tops, "probabilities": rows, "failures": failures})
+            return
+        facts: dict[str, Any] = (tops or failures)[0]
+        show.say(f"{show.plain(name)} of {facts['source']}")
+        if tops:
+            show.say(f"{facts['width']} x {facts['height']} pixels, sha256 {facts['sha256']}")
+            chosen = {(row["model"], row["task"], row["label"]) for row in tops}
+            show.table(
+                None,
+                ("model", "task", "label", "probability", ""),
+                [
+                    (
+                        row["model"],
+                        row["task"],
+                        row["label"],
+                        f"{row['probability']:.4f}",
+                        "<" if (row["model"], row["task"], row["label"]) in chosen else "",
+                    )
+                    for row in rows
+                ],
+                right=("probability",),
+            )
+        for row in failures:
+            show.say(
+                f"{row['model']}: {row['stage']} failed, {row['code']}: {row['message']} (attempts: {row['attempts']})"
+            )
 
 
 @app.command("export")
@@ -216,12 +218,12 @@ def export(
     if what not in exports.COLUMNS:
         raise UsageError(reason=f"{what!r} cannot be exported; choose one of {', '.join(exports.COLUMNS)} with --what.")
     kind = exports.format_of(out, format or ("jsonl" if as_json and out is None else None))
-    results = options.existing_store(options.given(store=store))
-    wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
-    _refuse_for_failures(what, wanted)
-    count = exports.write(results.results(what, wanted), what, kind, out)
-    if out is not None:
-        if as_json:
-            show.print_json({"rows": count, "path": str(out), "format": kind})
-        else:
-            show.say(f"{count:,} {what} written to {out}.")
+    with options.existing_store(options.given(store=store)) as results:
+        wanted = _filter(run, model, task, label, min_probability, max_probability, needs_review, since, until)
+        _refuse_for_failures(what, wanted)
+        count = exports.write(results.results(what, wanted), what, kind, out)
+        if out is not None:
+            if as_json:
+                show.print_json({"rows": count, "path": str(out), "format": kind})
+            else:
+                show.say(f"{count:,} {what} written to {out}.")

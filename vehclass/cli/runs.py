@@ -22,21 +22,21 @@ def list_runs(
 
     Example: vehclass runs list --failed
     """
-    results = options.existing_store(options.given(store=store))
-    rows = results.runs(limit=limit, failed=failed)
-    if as_json:
-        show.print_json(rows)
-        return
-    show.table(
-        None,
-        ("run", "status", "exit", "new", "done", "failed", "of"),
-        [
-            (row["run_id"], row["status"], row["exit_code"], row["new"], row["classified"], row["failed"], _of(row))
-            for row in rows
-        ],
-        right=("exit", "new", "done", "failed"),
-        whole=("run", "status"),
-    )
+    with options.existing_store(options.given(store=store)) as results:
+        rows = results.runs(limit=limit, failed=failed)
+        if as_json:
+            show.print_json(rows)
+            return
+        show.table(
+            None,
+            ("run", "status", "exit", "new", "done", "failed", "of"),
+            [
+                (row["run_id"], row["status"], row["exit_code"], row["new"], row["classified"], row["failed"], _of(row))
+                for row in rows
+            ],
+            right=("exit", "new", "done", "failed"),
+            whole=("run", "status"),
+        )
 
 
 def _of(row: dict[str, Any]) -> str:
@@ -55,37 +55,47 @@ def show_run(
 
     Example: vehclass runs show last
     """
-    results = options.existing_store(options.given(store=store))
-    found = results.runs(limit=1, run_id=None if run_id == "last" else run_id)
-    if not found:
-        raise UsageError(reason=f"There is no run {run_id} in {results.url}. See `vehclass runs list`.")
-    run = found[0]
-    summary, failures = results.run_summary(run["run_id"]), results.failure_codes(run["run_id"])
-    if as_json:
-        show.print_json({**run, "summary": summary, "failures": failures})
-        return
-    show.table(
-        None,
-        ("", f"run {run['run_id']}"),
-        [(key.replace("_", " "), _shown(value)) for key, value in run.items() if key != "run_id" and value is not None],
-    )
-    if summary:
+    with options.existing_store(options.given(store=store)) as results:
+        found = results.runs(limit=1, run_id=None if run_id == "last" else run_id)
+        if not found:
+            raise UsageError(reason=f"There is no run {run_id} in {results.url}. See `vehclass runs list`.")
+        run = found[0]
+        summary, failures = results.run_summary(run["run_id"]), results.failure_codes(run["run_id"])
+        if as_json:
+            show.print_json({**run, "summary": summary, "failures": failures})
+            return
         show.table(
-            "Labels",
-            ("task", "label", "images", "mean probability", "to review"),
+            None,
+            ("", f"run {run['run_id']}"),
             [
-                (row["task"], row["label"], f"{row['images']:,}", f"{row['mean_probability']:.3f}", row["needs_review"])
-                for row in summary
+                (key.replace("_", " "), _shown(value))
+                for key, value in run.items()
+                if key != "run_id" and value is not None
             ],
-            right=("images", "mean probability", "to review"),
         )
-    if failures:
-        show.table(
-            "Failures",
-            ("stage", "code", "images"),
-            [(row["stage"], row["code"], row["images"]) for row in failures],
-            right=("images",),
-        )
+        if summary:
+            show.table(
+                "Labels",
+                ("task", "label", "images", "mean probability", "to review"),
+                [
+                    (
+                        row["task"],
+                        row["label"],
+                        f"{row['images']:,}",
+                        f"{row['mean_probability']:.3f}",
+                        row["needs_review"],
+                    )
+                    for row in summary
+                ],
+                right=("images", "mean probability", "to review"),
+            )
+        if failures:
+            show.table(
+                "Failures",
+                ("stage", "code", "images"),
+                [(row["stage"], row["code"], row["images"]) for row in failures],
+                right=("images",),
+            )
 
 
 def _shown(value: Any) -> str:

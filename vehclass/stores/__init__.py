@@ -1,33 +1,134 @@
 """Where results go: `open_store(url)` chooses by the URL's scheme."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from vehclass.errors import UsageError
-from vehclass.stores.sql import SqlStore
+from vehclass.records import (
+    Counts,
+    ImageRef,
+    LeaseClaim,
+    ModelInfo,
+    Outcome,
+    ResultFilter,
+    RunEnd,
+    RunStart,
+    RunTicket,
+    Saved,
+)
+from vehclass.stores.options import StoreOptions
 
 
-def open_store(url: str, *, create: bool = False, busy_seconds: float = 30.0) -> SqlStore:
-    """The store behind a URL: sqlite:///FILE (relative), sqlite:////ABSOLUTE/FILE, or a plain file name.
+class Store(Protocol):
+    """What every store does; the promises are written in tests/test_stores.py, which each of them passes."""
+
+    url: str  # without secrets
+
+    # A run's side.
+    def unseen(self, refs: Sequence[ImageRef], model: ModelInfo, *, retry_failed: bool) -> list[ImageRef]: ...  # noqa: D102  (said in batch/ports.py, as are those that follow)
+    def save(self, outcomes: Sequence[Outcome], model: ModelInfo, ticket: RunTicket, *, max_attempts: int) -> None: ...  # noqa: D102
+    def take_lease(self, claim: LeaseClaim) -> RunTicket: ...  # noqa: D102
+    def renew_lease(self, ticket: RunTicket, seconds: int) -> None: ...  # noqa: D102
+    def free_lease(self, ticket: RunTicket) -> None: ...  # noqa: D102
+    def start_run(self, start: RunStart, model: ModelInfo) -> None: ...  # noqa: D102
+    def end_run(self, run_id: str, end: RunEnd) -> None: ...  # noqa: D102
+    def counts(self, run_id: str) -> Counts: ...  # noqa: D102
+
+    # A reader's side.
+    def runs(self, *, limit: int, run_id: str | None = None, failed: bool = False) -> list[dict[str, Any]]:
+        """Runs, the latest first."""
+        ...
+
+    def run_summary(self, run_id: str) -> list[dict[str, Any]]:
+        """By task and label: images, mean probability, how many ask for a look."""
+        ...
+
+    def failure_codes(self, run_id: str) -> list[dict[str, Any]]:
+        """How many images of a run failed, by stage and code."""
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """The models that results are of, with the tasks and labels that they answer."""
+        ...
+
+    def results(self, what: str, wanted: ResultFilter, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
+        """Rows of `what` (predictions, probabilities or failures), in bounded memory."""
+        ...
+
+    def first_results(self, what: str, wanted: ResultFilter, limit: int) -> list[dict[str, Any]]:
+        """The newest rows, at most `limit`."""
+        ...
+
+    def check(self) -> dict[str, Any]:
+        """Is it whole ('integrity' is 'ok'), at which schema, which rights are missing, how much is in it."""
+        ...
+
+    def cost(self) -> dict[str, float]:
+        """What the work so far has cost by the store's own measure, such as request units."""
+        ...
+
+    # Moving to another store.
+    def saved(self) -> Iterator[list[Saved]]:
+        """All that is held, a page of images at a time."""
+        ...
+
+    def saved_of(self, image_ids: Sequence[str]) -> list[Saved]:
+        """All that is held of some images."""
+        ...
+
+    def restore(self, held: Sequence[Saved], model: ModelInfo) -> None:
+        """Writes outcomes of one model as another store held them."""
+        ...
+
+    def restore_runs(self, runs: Sequence[dict[str, Any]]) -> None:
+        """Writes runs as another store held them; those that are there stay as they are."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
+
+
+def open_store(url: str, *, create: bool = False, options: StoreOptions | None = None) -> Store:
+    """The store behind a URL; docs/stores.md has each form.
+
+    sqlite:///FILE (relative), sqlite:////ABSOLUTE/FILE, or a plain file name; sqlite:///:memory: is gone when it
+    is closed. mssql://SERVER/DATABASE. cosmos://ACCOUNT.documents.azure.com/DATABASE.
 
     With `create`, it is made or brought up to date where needed; otherwise StoreNotFound is raised when
-    there is none. sqlite:///:memory: is gone when it is closed. Raises UsageError for what is no store.
+    there is none. Raises UsageError for what is no store, ServiceUnreachable when a service does not answer.
     """
-    from vehclass.stores.sqlite import SqliteDatabase
-
+    options = options or StoreOptions()
     scheme, separator, rest = url.partition("://")
     match scheme if separator else "":
         case "":
-            name = url
+            return _sqlite(url, create, options)
         case "sqlite":
             if not rest.startswith("/"):
                 raise UsageError(reason="A SQLite store is written with three slashes: sqlite:///FILE.")
-            name = unquote(rest[1:])
-        case "mssql" | "cosmos":
-            raise UsageError(reason=f"This version does not write to {scheme}:// yet; use sqlite:///FILE.")
+            return _sqlite(unquote(rest[1:]), create, options)
+        case "mssql":
+            from vehclass.stores.azure_sql import open_azure_sql
+
+            return open_azure_sql(url, create=create, options=options)
+        case "cosmos":
+            from vehclass.stores.cosmos import open_cosmos
+
+            return open_cosmos(url, create=create, options=options)
         case _:
-            raise UsageError(reason=f"{scheme}:// is no store; name one as sqlite:///FILE.")
+            raise UsageError(
+                reason=f"{scheme}:// is no store; name one as sqlite:///FILE, mssql://SERVER/DATABASE or cosmos://ACCOUNT/DATABASE."
+            )
+
+
+def _sqlite(name: str, create: bool, options: StoreOptions) -> Store:
+    from vehclass.stores.sql import SqlStore
+    from vehclass.stores.sqlite import SqliteDatabase
+
     if not name or "\0" in name:
         raise UsageError(reason="The store's name is empty; name a file as sqlite:///FILE.")
     path = None if name == ":memory:" else Path(name)
-    return SqlStore(SqliteDatabase(path, create=create, busy_seconds=busy_seconds))
+    wait = 30.0 if options.wait is None else options.wait
+    return SqlStore(SqliteDatabase(path, create=create, busy_seconds=wait))

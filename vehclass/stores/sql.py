@@ -1,13 +1,13 @@
 """The store on a SQL database: what is new, saving a batch, runs and leases, and reading it all back.
 
-Written on named queries, so that a database needs only `query`, `records`, `execute` and `transaction`.
+Written on named queries, so that a database needs only `query`, `records`, `execute` and `transact`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from vehclass.errors import LeaseHeld, LeaseLost
 from vehclass.records import (
@@ -20,21 +20,63 @@ from vehclass.records import (
     RunEnd,
     RunStart,
     RunTicket,
+    Saved,
+    image_id,
     iso,
     now,
 )
-from vehclass.stores.sqlite import SqliteDatabase
+from vehclass.stores.rows import as_models, as_saved, check_numbers, text
 
 STRETCH: Final = 5_000  # images read or asked about in one query
+
+Row = Sequence[Any]
+LabelNumbers = dict[str, dict[str, int]]  # by task, by label, in order
+T = TypeVar("T")
+
+
+class Database(Protocol):
+    """A SQL database that knows the named queries of its dialect."""
+
+    url: str
+    most_rows: int  # that one statement should write
+
+    @property
+    def schema_version(self) -> int:
+        """The number of the last migration that was applied."""
+        ...
+
+    def query(self, name: str, /, **values: object) -> list[Row]:
+        """All rows of a named query."""
+        ...
+
+    def records(self, name: str, /, **values: object) -> list[dict[str, Any]]:
+        """All rows of a named query, as dictionaries by column; times as ISO 8601 text, booleans as 0 and 1."""
+        ...
+
+    def execute(self, name: str, /, **values: object) -> int:
+        """Runs a named query that changes rows; returns how many, where it is one that tells."""
+        ...
+
+    def transact(self, work: Callable[[], T]) -> T:
+        """Runs `work` in a transaction, and all of it again where that may help."""
+        ...
+
+    def check(self) -> dict[str, object]:
+        """What the database says of itself; 'integrity' is 'ok' or what is wrong."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
 
 
 class SqlStore:
     """Results of any number of models over any number of sources."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database) -> None:
         self._db = database
         self.url = database.url
-        self._models: dict[str, tuple[int, str]] = {}  # by version: its number, and its labels' numbers as JSON
+        self._models: dict[str, tuple[int, LabelNumbers]] = {}  # by version: its number, and its labels' numbers
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -44,49 +86,75 @@ class SqlStore:
 
     def unseen(self, refs: Sequence[ImageRef], model: ModelInfo, *, retry_failed: bool) -> list[ImageRef]:
         """Those of a page that the model has no result for at their etag, in order; asked in one query."""
-        rows = self._db.query("model_seq", version=model.version)
-        if not rows:
+        known = self._number(model.version)
+        if known is None:
             return list(refs)
-        page = json.dumps([(ref.image_id, ref.etag) for ref in refs])
-        found = self._db.query("unseen", page=page, model_seq=rows[0][0], retry_failed=retry_failed)
+        page = _json([(position, ref.image_id, ref.etag) for position, ref in enumerate(refs)])
+        found = self._db.query("unseen", page=page, model_seq=known[0], retry_failed=retry_failed)
         return [refs[position] for (position,) in found]
 
     def save(self, outcomes: Sequence[Outcome], model: ModelInfo, ticket: RunTicket, *, max_attempts: int) -> None:
         """Writes a batch in one transaction; the same batch again changes nothing. Raises LeaseLost."""
+        self._must_hold(model)
+
+        def write() -> None:
+            if not self._db.query("holds_lease", **asdict(ticket)):
+                raise LeaseLost(holder="a later run")
+            self._write(outcomes, model, ticket.run_id, max_attempts)
+
+        self._db.transact(write)
+
+    def _write(self, outcomes: Sequence[Outcome], model: ModelInfo, run_id: str, max_attempts: int) -> None:
+        """Writes outcomes, no more at a time than a statement of this database should."""
+        check_numbers(self.url, outcomes)
+        model_seq, labels = self._models[model.version]
         at = iso(now())
-        model_seq, label_seqs = self._models[model.version]
-        with self._db.transaction():
-            self._guard(ticket)
-            self._db.execute("save_images", images=json.dumps([_image_row(one) for one in outcomes]), now=at)
+        once = list({one.ref.image_id: one for one in outcomes}.values())
+        most = max(1, self._db.most_rows // max(1, model.label_count))
+        for start in range(0, len(once), most):
+            part = once[start : start + most]
+            images = _json([_image_row(position, one) for position, one in enumerate(part)])
+            numbers = {int(row[0]): int(row[1]) for row in self._db.query("save_images", images=images, now=at)}
+            numbered = [(numbers[position], one) for position, one in enumerate(part)]
             self._db.execute(
                 "save_outcomes",
-                outcomes=json.dumps([_outcome_row(one) for one in outcomes]),
+                outcomes=_json([_outcome_row(seq, one) for seq, one in numbered]),
+                predictions=_json([row for seq, one in numbered for row in _prediction_rows(seq, one, labels)]),
+                probabilities=_json([row for seq, one in numbered for row in _probability_rows(seq, one, labels)]),
                 model_seq=model_seq,
                 max_attempts=max_attempts,
-                run_id=ticket.run_id,
+                run_id=run_id,
                 now=at,
             )
-            failed = json.dumps([one.ref.image_id for one in outcomes if one.failure])
-            if failed != "[]":
-                self._db.execute("forget_predictions", image_ids=failed, model_seq=model_seq)
-                self._db.execute("forget_probabilities", image_ids=failed, model_seq=model_seq)
-            classified = [one for one in outcomes if not one.failure]
-            if classified:
-                predictions = [row for one in classified for row in _prediction_rows(one, model)]
-                self._db.execute("save_predictions", predictions=json.dumps(predictions), model_seq=model_seq)
-                shares = [
-                    (one.ref.image_id, [p for task in one.predictions for p in task.probabilities])
-                    for one in classified
-                ]
-                self._db.execute(
-                    "save_probabilities",
-                    probabilities=json.dumps(shares, allow_nan=False),
-                    label_seqs=label_seqs,
-                )
 
-    def _guard(self, ticket: RunTicket) -> None:
-        if not self._db.query("holds_lease", **asdict(ticket)):
-            raise LeaseLost(holder="a later run")
+    def _number(self, version: str) -> "tuple[int, LabelNumbers] | None":
+        """A model's number, and its labels' numbers; None where the store has not met it."""
+        if version not in self._models:
+            rows = self._db.query("model_seq", version=version)
+            if not rows:
+                return None
+            number = int(rows[0][0])
+            labels: LabelNumbers = {}
+            for task, label, seq in self._db.query("label_seqs", model_seq=number):
+                labels.setdefault(task, {})[label] = seq
+            self._models[version] = (number, labels)
+        return self._models[version]
+
+    def _must_hold(self, model: ModelInfo) -> None:
+        """Writes down a model with its tasks and labels, where the store has not met it."""
+        if self._number(model.version) is not None:
+            return
+        tasks = _json([(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)])
+        labels = _json([(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)])
+
+        def write() -> None:
+            self._db.execute("add_model", version=model.version, name=model.name, now=iso(now()))
+            number = int(self._db.query("model_seq", version=model.version)[0][0])
+            self._db.execute("add_tasks", tasks=tasks, model_seq=number)
+            self._db.execute("add_labels", labels=labels, model_seq=number)
+
+        self._db.transact(write)
+        self._number(model.version)
 
     # --- runs and leases ---
 
@@ -95,29 +163,33 @@ class SqlStore:
 
         `claim.is_dead` may say of the holder that it cannot come back, which ends its lease at once.
         """
-        with self._db.transaction():
+
+        def take() -> RunTicket:
             rows = self._db.records("read_lease", lease_key=claim.key)
+            if rows and rows[0]["run_id"] == claim.run_id:  # taken before, but the answer was lost
+                return RunTicket(claim.run_id, claim.key, int(rows[0]["fence"]))
             if rows and rows[0]["run_id"] is not None:
                 holder = rows[0]
                 if holder["live"] and not claim.is_dead(holder["holder"]):
                     raise LeaseHeld(holder=f"{holder['run_id']} on {holder['holder'].split(' ')[0]}")
                 self._db.execute("end_dead_runs", run_id=holder["run_id"])
             self._db.execute(
-                "take_lease",
-                lease_key=claim.key,
-                run_id=claim.run_id,
-                holder=claim.holder,
-                seconds=f"{claim.seconds:+d} seconds",
+                "take_lease", lease_key=claim.key, run_id=claim.run_id, holder=claim.holder, seconds=claim.seconds
             )
             fence = int(self._db.records("read_lease", lease_key=claim.key)[0]["fence"])
-        return RunTicket(claim.run_id, claim.key, fence)
+            return RunTicket(claim.run_id, claim.key, fence)
+
+        return self._db.transact(take)
 
     def renew_lease(self, ticket: RunTicket, seconds: int) -> None:
         """Keeps the lease for so long from now, and leaves a heartbeat; raises LeaseLost."""
-        with self._db.transaction():
-            if not self._db.execute("renew_lease", **asdict(ticket), seconds=f"{seconds:+d} seconds"):
+
+        def renew() -> None:
+            if not self._db.execute("renew_lease", **asdict(ticket), seconds=seconds):
                 raise LeaseLost(holder="a later run")
             self._db.execute("beat", run_id=ticket.run_id, now=iso(now()))
+
+        self._db.transact(renew)
 
     def free_lease(self, ticket: RunTicket) -> None:
         """Gives the lease back; nothing happens when it is another's by now."""
@@ -125,22 +197,13 @@ class SqlStore:
 
     def start_run(self, start: RunStart, model: ModelInfo) -> None:
         """Writes that a run has begun, and the model's tasks and labels where they are not there yet."""
-        tasks = [(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)]
-        labels = [(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)]
-        with self._db.transaction():
-            self._db.execute("start_run", **asdict(start), now=iso(now()))
-            self._db.execute("add_model", version=model.version, name=model.name, now=iso(now()))
-            seq = int(self._db.query("model_seq", version=model.version)[0][0])
-            self._db.execute("add_tasks", tasks=json.dumps(tasks), model_seq=seq)
-            self._db.execute("add_labels", labels=json.dumps(labels), model_seq=seq)
-            label_seqs = json.dumps([row[0] for row in self._db.query("label_seqs", model_seq=seq)])
-        self._models[model.version] = (seq, label_seqs)
+        self._must_hold(model)
+        self._db.execute("start_run", **asdict(start), now=iso(now()))
 
     def end_run(self, run_id: str, end: RunEnd) -> None:
         """Writes how a run ended, with the counts as this store has them."""
-        with self._db.transaction():
-            ended = {**asdict(end), "message": None if end.message is None else _text(end.message)}
-            self._db.execute("end_run", run_id=run_id, now=iso(now()), **ended, **asdict(self.counts(run_id)))
+        ended = {**asdict(end), "message": None if end.message is None else text(end.message)}
+        self._db.execute("end_run", run_id=run_id, now=iso(now()), **ended, **asdict(self.counts(run_id)))
 
     def counts(self, run_id: str) -> Counts:
         """What a run has finished so far, counted here and now."""
@@ -167,22 +230,30 @@ class SqlStore:
         """How many images of a run failed, by stage and code."""
         return self._db.records("failure_codes", run_id=run_id)
 
-    def labels(self) -> list[dict[str, Any]]:
-        """What each model may answer to each task."""
-        return self._db.records("labels")
+    def models(self) -> list[ModelInfo]:
+        """The models that results are of, with the tasks and labels that they answer."""
+        return as_models(self._db.records("models"))
 
     def results(self, what: str, wanted: ResultFilter, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
         """Rows of `what` (predictions, probabilities or failures), read a stretch of images at a time."""
-        last = int(self._db.query("last_image")[0][0])
-        starts = range(0, last, STRETCH)
-        for after in reversed(starts) if newest_first else starts:
-            values = {name: _text(value) if isinstance(value, str) else value for name, value in asdict(wanted).items()}
-            values.update(after=after, until=after + STRETCH)
-            rows = self._db.records(f"{what}_between", **values)
+        values = {name: text(value) if isinstance(value, str) else value for name, value in asdict(wanted).items()}
+        stretches = self._stretches(wanted.name)
+        for after, until in reversed(stretches) if newest_first else stretches:
+            rows = self._db.records(f"{what}_between", **{**values, "after": after, "until": until})
             if newest_first:
                 images = [list(group) for _, group in groupby(rows, key=lambda row: row["image_id"])]
                 rows = [row for group in reversed(images) for row in group]
             yield from rows
+
+    def _stretches(self, name: str | None) -> list[tuple[int, int]]:
+        """Where to look: all images, a stretch at a time; or those that bear a name, found by their keys."""
+        if name is not None:
+            ids = [image_id(source, name) for (source,) in self._db.query("sources")]
+            found = self._db.query("image_seqs", image_ids=_json(ids))
+            if found:
+                return [(seq - 1, seq) for (seq,) in found]
+        last = int(self._db.query("last_image")[0][0])
+        return [(after, after + STRETCH) for after in range(0, last, STRETCH)]
 
     def first_results(self, what: str, wanted: ResultFilter, limit: int) -> list[dict[str, Any]]:
         """The newest rows, at most `limit`."""
@@ -193,32 +264,84 @@ class SqlStore:
         return {
             "url": self.url,
             "schema_version": self._db.schema_version,
-            "integrity": self._db.integrity_check(),
+            **self._db.check(),
             **self._db.records("store_counts")[0],
         }
 
+    def cost(self) -> dict[str, float]:
+        """What the work so far has cost by the store's own measure; a SQL database has none."""
+        return {}
 
-def _text(name: str) -> str:
-    """A name as the database can hold it: bytes that are not UTF-8 are shown as escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    # --- moving to another store ---
+
+    def saved(self) -> Iterator[list[Saved]]:
+        """All that is held, a stretch of images at a time."""
+        for after, until in self._stretches(None):
+            ids = [image for (image,) in self._db.query("image_ids_between", after=after, until=until)]
+            for start in range(0, len(ids), 1_000):
+                yield self.saved_of(ids[start : start + 1_000])
+
+    def saved_of(self, image_ids: Sequence[str]) -> list[Saved]:
+        """All that is held of some images."""
+        asked = _json(list(image_ids))
+        return as_saved(
+            {model.version: model for model in self.models()},
+            self._db.records("saved_outcomes", image_ids=asked),
+            self._db.records("saved_predictions", image_ids=asked),
+            self._db.records("saved_probabilities", image_ids=asked),
+        )
+
+    def restore(self, held: Sequence[Saved], model: ModelInfo) -> None:
+        """Writes outcomes of one model as another store held them."""
+        self._must_hold(model)
+        known = self._number(model.version)
+        assert known is not None
+        rows = [
+            (
+                one.outcome.ref.image_id,
+                one.etag,
+                one.status,
+                one.attempts,
+                one.run_id,
+                one.finished_at,
+                one.first_seen_at,
+            )
+            for one in held
+        ]
+
+        def write() -> None:
+            self._write([one.outcome for one in held], model, "", 1)
+            self._db.execute("restore_outcomes", outcomes=_json(rows), model_seq=known[0])
+
+        self._db.transact(write)
+
+    def restore_runs(self, runs: Sequence[dict[str, Any]]) -> None:
+        """Writes runs as another store held them; those that are there stay as they are."""
+        self._db.execute("restore_runs", runs=_json(list(runs)))
 
 
-def _image_row(one: Outcome) -> list[object]:
+def _json(rows: object) -> str:
+    return json.dumps(rows, allow_nan=False)
+
+
+def _image_row(position: int, one: Outcome) -> list[object]:
     ref, facts = one.ref, one.facts
     seen = [facts.width, facts.height, facts.format, facts.sha256] if facts else [None] * 4
-    return [ref.image_id, ref.source, _text(ref.name), ref.etag, ref.size, iso(ref.modified_at), *seen]
+    return [position, ref.image_id, ref.source, text(ref.name), ref.etag, ref.size, iso(ref.modified_at), *seen]
 
 
-def _outcome_row(one: Outcome) -> list[object]:
-    failure = one.failure
-    why = (
-        [failure.stage, failure.code, _text(failure.message), failure.permanent]
-        if failure
-        else [None, None, None, False]
-    )
-    return [one.ref.image_id, one.ref.etag, *why]
+def _outcome_row(seq: int, one: Outcome) -> list[object]:
+    why = one.failure
+    said = [why.stage, why.code, text(why.message), int(why.permanent)] if why else [None, None, None, 0]
+    return [seq, one.ref.etag, *said]
 
 
-def _prediction_rows(one: Outcome, model: ModelInfo) -> Iterator[list[object]]:
-    for number, (task, answer) in enumerate(zip(model.tasks, one.predictions, strict=True)):
-        yield [one.ref.image_id, number, task.labels.index(answer.label), answer.probability, int(answer.needs_review)]
+def _prediction_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[list[object]]:
+    for answer in one.predictions:
+        yield [seq, labels[answer.task][answer.label], answer.probability, int(answer.needs_review)]
+
+
+def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[list[object]]:
+    for answer in one.predictions:
+        for label_seq, share in zip(labels[answer.task].values(), answer.probabilities, strict=True):
+            yield [seq, label_seq, share]

@@ -9,26 +9,33 @@ database when a WAL was reset.
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vehclass.errors import StoreBusy, StoreError, StoreForeign, StoreNotFound, UsageError, VehclassError
 from vehclass.records import iso, now
 from vehclass.stores.queries import migrations, named_queries
+from vehclass.stores.sql import Row
+
+T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x76656863  # 'vehc', in the file's header
-Row = Sequence[Any]
 
 
 class SqliteDatabase:
     """A database file of ours, or one in memory (path None)."""
 
+    most_rows = 10**9  # no lock escalates here, however many rows a statement writes
+
     def __init__(self, path: Path | None, *, create: bool, busy_seconds: float = 30.0) -> None:
         self.url = f"sqlite:///{path or ':memory:'}"
+        self._path = path
         self._busy_seconds = busy_seconds
-        self._queries = named_queries("sqlite")
+        self._queries = {
+            name: [*statements(query.text)] or [query.text] for name, query in named_queries("sqlite").items()
+        }
         self._lock = threading.RLock()
         if path is not None and path.is_dir():
             raise UsageError(reason=f"{path} is a folder; name a file in it with --store.")
@@ -71,37 +78,45 @@ class SqliteDatabase:
     def query(self, name: str, /, **values: object) -> list[Row]:
         """All rows of a named query."""
         with self._lock, self._explained():
-            return self._connection.execute(self._queries[name], values).fetchall()
+            return self._run(name, values).fetchall()
 
     def records(self, name: str, /, **values: object) -> list[dict[str, Any]]:
         """All rows of a named query, as dictionaries by column."""
         with self._lock, self._explained():
-            cursor = self._connection.execute(self._queries[name], values)
+            cursor = self._run(name, values)
             columns = [column[0] for column in cursor.description]
             return [dict(zip(columns, row, strict=True)) for row in cursor]
 
     def execute(self, name: str, /, **values: object) -> int:
-        """Runs a named query that changes rows; returns how many."""
+        """Runs a named query that changes rows; returns how many its last statement changed."""
         with self._lock, self._explained():
-            return self._connection.execute(self._queries[name], values).rowcount
+            return self._run(name, values).rowcount
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All that is run inside is kept together, or not at all."""
+    def _run(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
+        cursor = self._connection.cursor()
+        for statement in self._queries[name]:
+            cursor.execute(statement, values)
+        return cursor
+
+    def transact(self, work: Callable[[], T]) -> T:
+        """Runs `work`; all that it writes is kept together, or not at all."""
         with self._lock, self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                result = work()
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+            return result
 
-    def integrity_check(self) -> str:
-        """SQLite's own check of the file: 'ok', or the first thing wrong."""
+    def check(self) -> dict[str, object]:
+        """SQLite's own check of the file: 'ok', or the first thing wrong; and whether it may be written."""
         with self._lock, self._explained():
-            return str(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            found = str(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        denied = self._path is not None and not _may_write(self._path)
+        return {"integrity": found, "missing_rights": ["write to the file or its folder"] if denied else []}
 
     def _check_ours(self, *, create: bool) -> None:
         with self._explained():

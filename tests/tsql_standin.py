@@ -1,0 +1,131 @@
+"""Answers for the TDS stand-in out of SQLite: which named query was sent is recognised, and SQLite's of that name is run.
+
+So the contract of every store runs through pyodbc and Microsoft's driver: parameters, types, result sets, times,
+transactions, errors. The T-SQL itself is not run by it; that needs a server (VEHCLASS_TEST_MSSQL).
+"""
+
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from tests.tds import Done, Error, Reply, Request, Rows
+from vehclass.stores import sqlite as ours
+from vehclass.stores.azure_sql import AzureSqlDatabase, batches
+from vehclass.stores.queries import migrations, named_queries
+
+NAMES = {query.text: name for name, query in named_queries("azure_sql").items()}
+MIGRATIONS = {batch for _, _, text in migrations("azure_sql") for batch in batches(text)}
+
+
+def name_of(sql: str) -> str:
+    """Which named query a request is."""
+    if sql in MIGRATIONS:
+        return "migration"
+    head, _, _ = sql.partition("\n")
+    assert head == "SET NOCOUNT ON;", sql[:200]
+    return NAMES[sql.split("\n", 2)[2]]
+
+
+class Engine:
+    """The answers; `before` may answer, or raise trouble, in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False  # as far as the client can tell
+        ours.SqliteDatabase(path, create=True).close()
+        self._connections: dict[int, sqlite3.Connection] = {}
+        self._guard = threading.Lock()
+        self.before: Callable[[str, Request], Reply | None] = lambda name, request: None
+        self.names: list[str] = []
+
+    def answer(self, request: Request) -> Reply:
+        if request.sql.startswith(("COMMIT", "ROLLBACK")) and not request.values:
+            return Done()
+        name = name_of(request.sql)
+        self.names.append(name)
+        reply = self.before(name, request)
+        return reply if reply is not None else self.run(name, request)
+
+    def run(self, name: str, request: Request) -> Reply:
+        match name:
+            case "schema_version":
+                return Rows(("version",), [(int(self._made),)])
+            case "lock_migration":
+                return Rows(("got",), [(0,)])
+            case "make_migration_table" | "migration":
+                return Done()
+            case "add_migration":
+                self._made = True
+                return Done()
+            case "missing_rights":
+                return Rows(("name", "permission"), [])
+        connection = self._connection(request.connection)
+        try:
+            return self._statement(name, request, connection)
+        except sqlite3.IntegrityError as error:
+            return Error(2627 if "UNIQUE" in str(error) else 547, str(error))
+
+    def _statement(self, name: str, request: Request, connection: sqlite3.Connection) -> Reply:
+        match name:
+            case "begin_transaction":
+                connection.execute("BEGIN IMMEDIATE")
+                return Done()
+            case "commit_transaction":
+                connection.execute("COMMIT")
+                return Done()
+            case "roll_back":
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                return Done()
+        values = dict(zip(_parameters(request.sql), request.values, strict=True))
+        cursor = connection.cursor()
+        for statement in ours.statements(named_queries("sqlite")[name].text):
+            cursor.execute(statement, values)
+        if name == "renew_lease":
+            return Rows(("changed",), [(cursor.rowcount,)])
+        if cursor.description is None:
+            return Done(max(0, cursor.rowcount))
+        columns = tuple(column[0] for column in cursor.description)
+        return Rows(
+            columns, [[_typed(column, value) for column, value in zip(columns, row, strict=True)] for row in cursor]
+        )
+
+    def _connection(self, number: int) -> sqlite3.Connection:
+        with self._guard:
+            if number not in self._connections:
+                made = sqlite3.connect(self._path, timeout=20, isolation_level=None, check_same_thread=False)
+                made.execute("PRAGMA synchronous = OFF")
+                self._connections[number] = made
+            return self._connections[number]
+
+    def hang_up(self, number: int) -> None:
+        """What the server does when a connection ends: its transaction is undone."""
+        with self._guard:
+            connection = self._connections.pop(number, None)
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        for number in list(self._connections):
+            self.hang_up(number)
+
+
+def _parameters(sql: str) -> list[str]:
+    declared = sql.split("\n", 2)[1].removeprefix("DECLARE ")
+    return (
+        [part.strip().split(" ")[0].lstrip("@") for part in re.split(r" = @P\d+[,;]? ?", declared) if part]
+        if declared
+        else []
+    )
+
+
+def _typed(column: str, value: object) -> object:
+    if column.endswith("_at") and isinstance(value, str):
+        return datetime.fromisoformat(value).replace(tzinfo=None)
+    return bool(value) if column == "needs_review" and value in (0, 1) else value
+
+
+__all__ = ["AzureSqlDatabase", "Engine", "name_of"]

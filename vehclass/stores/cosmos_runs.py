@@ -1,0 +1,228 @@
+"""Runs, leases and models in the second container of a Cosmos DB store.
+
+A lease is a document that is changed only by who has read its last version (If-Match on its etag), and runs
+out by the service's own clock.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from email.utils import parsedate_to_datetime
+from hashlib import blake2b
+from typing import Any, Final
+
+from azure.core import MatchConditions
+from azure.cosmos.exceptions import (
+    CosmosAccessConditionFailedError,
+    CosmosResourceExistsError,
+    CosmosResourceNotFoundError,
+)
+
+from vehclass.errors import LeaseHeld, LeaseLost
+from vehclass.records import LeaseClaim, ModelInfo, RunStart, RunTicket, Task, image_id, iso, now
+from vehclass.stores.cosmos_account import Document, Hook, Requests
+from vehclass.stores.options import StoreOptions
+
+DAY: Final = 86_400
+LEASE_KEPT: Final = 7 * DAY  # a lease that nobody has touched for so long is deleted, and its fence starts anew
+RUN_COLUMNS: Final = (
+    *("run_id", "command", "source", "model", "settings", "host", "started_at", "heartbeat_at", "finished_at"),
+    *("status", "exit_code", "message", "listed", "new", "classified", "failed", "quarantined", "needs_review"),
+)
+
+
+class RunBook:
+    """What is done, by whom, with which models."""
+
+    def __init__(self, requests: Requests, container: Any, options: StoreOptions) -> None:
+        self.url = requests.url
+        self._requests = requests
+        self._runs = container
+        self._options = options
+
+    def take_lease(self, claim: LeaseClaim) -> RunTicket:
+        """The lease on a source and a model, if nobody holds it; raises LeaseHeld."""
+        return self._requests.attempt(self._take_lease(claim), "taking the lease")
+
+    async def _take_lease(self, claim: LeaseClaim) -> RunTicket:
+        mine = {"run_id": claim.run_id, "holder": claim.holder, "seconds": claim.seconds, "acquired_at": iso(now())}
+        named = {"id": _lease_id(claim.key), "type": "lease", "lease_key": claim.key, "ttl": LEASE_KEPT}
+        fresh = {**named, "fence": 1, **mine}
+        while True:
+            try:
+                await self._requests.ask(
+                    lambda hook: self._runs.create_item(fresh, response_hook=hook), "taking the lease", write=True
+                )
+                return RunTicket(claim.run_id, claim.key, 1)
+            except CosmosResourceExistsError:
+                held, moment = await self._lease(claim.key)
+            if held is None:
+                continue  # deleted between the two looks
+            if held["run_id"] == claim.run_id:  # taken before, but the answer was lost
+                return RunTicket(claim.run_id, claim.key, held["fence"])
+            if held["run_id"] is not None:
+                if moment < held["_ts"] + held["seconds"] and not claim.is_dead(held["holder"]):
+                    raise LeaseHeld(holder=f"{held['run_id']} on {held['holder'].split(' ')[0]}")
+                await self._end_dead_run(held["run_id"])
+            ticket = RunTicket(claim.run_id, claim.key, held["fence"] + 1)
+            if await self._replace(held, {**named, "fence": ticket.fence, **mine}):
+                return ticket
+
+    async def _lease(self, key: str) -> tuple[Document | None, float]:
+        """A lease and the service's own present, which both sides of a dispute agree on."""
+        said: dict[str, str] = {}
+
+        async def read(hook: Hook) -> Document:
+            def listen(headers: Any, *_: object) -> None:
+                said.update(headers)
+                hook(headers)
+
+            return dict(await self._runs.read_item(_lease_id(key), _lease_id(key), response_hook=listen))
+
+        try:
+            found = await self._requests.ask(read, "reading the lease")
+        except CosmosResourceNotFoundError:
+            return None, time.time()
+        stamp = next((value for name, value in said.items() if name.lower() == "date"), None)
+        return found, parsedate_to_datetime(stamp).timestamp() if stamp else time.time()
+
+    async def _replace(self, held: Document, document: Document) -> bool:
+        """Puts a document in the place of one that nobody has changed since it was read; False when somebody has."""
+        try:
+            await self._requests.ask(
+                lambda hook: self._runs.replace_item(
+                    held["id"],
+                    document,
+                    etag=held["_etag"],
+                    match_condition=MatchConditions.IfNotModified,
+                    response_hook=hook,
+                ),
+                "writing the lease",
+                write=True,
+            )
+        except (CosmosAccessConditionFailedError, CosmosResourceNotFoundError):
+            return False
+        return True
+
+    async def must_hold_lease(self, ticket: RunTicket) -> Document:
+        """The lease of a run; raises LeaseLost when it is another's."""
+        held, _ = await self._lease(ticket.lease_key)
+        if held is None or (held["run_id"], held["fence"]) != (ticket.run_id, ticket.fence):
+            raise LeaseLost(holder="a later run")
+        return held
+
+    def renew_lease(self, ticket: RunTicket, seconds: int) -> None:
+        """Keeps the lease for so long from now, and leaves a heartbeat; raises LeaseLost."""
+
+        async def renew() -> None:
+            while True:  # our own answer may have been lost, and then the etag is another
+                held = await self.must_hold_lease(ticket)
+                if await self._replace(held, {**_own(held), "seconds": seconds}):
+                    break
+            await self.change_run(ticket.run_id, heartbeat_at=iso(now()))
+
+        self._requests.attempt(renew(), "renewing the lease")
+
+    def free_lease(self, ticket: RunTicket) -> None:
+        """Gives the lease back; nothing happens when it is another's by now."""
+
+        async def free() -> None:
+            held, _ = await self._lease(ticket.lease_key)
+            if held is not None and (held["run_id"], held["fence"]) == (ticket.run_id, ticket.fence):
+                await self._replace(held, {**_own(held), "run_id": None})
+
+        self._requests.attempt(free(), "freeing the lease")
+
+    def start_run(self, start: RunStart, model: ModelInfo) -> None:
+        """Writes that a run has begun, and the model's tasks and labels."""
+        at = iso(now())
+        told = {**asdict(start), "started_at": at, "heartbeat_at": at, "status": "running"}
+
+        async def begin() -> None:
+            await self.must_hold(model)
+            await self._requests.upsert(self._runs, {**_run_document(start.run_id, self._options), **told})
+
+        self._requests.attempt(begin(), "writing the run")
+
+    async def must_hold(self, model: ModelInfo) -> None:
+        """Writes down a model with its tasks and labels."""
+        tasks = [
+            {"name": task.name, "labels": task.labels, "temperature": task.temperature, "threshold": task.threshold}
+            for task in model.tasks
+        ]
+        named = {"id": f"model-{model.version}", "type": "model", "version": model.version, "name": model.name}
+        await self._requests.upsert(self._runs, {**named, "tasks": tasks, "first_used_at": iso(now())})
+
+    async def change_run(self, run_id: str, **changes: object) -> None:
+        """Changes what is said of a run."""
+        found = await self._requests.document(self._runs, f"run-{run_id}")
+        if found is not None:
+            await self._requests.upsert(self._runs, {**_own(found), **changes})
+
+    async def _end_dead_run(self, run_id: str) -> None:
+        """A run whose lease has passed to another did not end by itself: it was killed."""
+        found = await self._requests.document(self._runs, f"run-{run_id}")
+        if found is not None and found["status"] == "running":
+            why = "killed; its work was taken up by a later run"
+            ended = {"status": "interrupted", "finished_at": found["heartbeat_at"], "message": why}
+            await self._requests.upsert(self._runs, {**_own(found), **ended})
+
+    def runs(self, *, limit: int, run_id: str | None = None, failed: bool = False) -> list[dict[str, Any]]:
+        """Runs, the latest first."""
+        where = "c.type = 'run'"
+        where += " AND c.run_id = @run_id" if run_id is not None else ""
+        where += " AND (NOT IS_DEFINED(c.exit_code) OR c.exit_code = null OR c.exit_code != 0)" if failed else ""
+        query = f"SELECT TOP {limit:d} * FROM c WHERE {where} ORDER BY c.started_at DESC"
+        found = self._requests.attempt(self._requests.query(self._runs, query, run_id=run_id), "reading runs")
+        return [{name: one.get(name) for name in RUN_COLUMNS} for one in found]
+
+    def models(self) -> list[ModelInfo]:
+        """The models that results are of, with the tasks and labels that they answer."""
+        query = "SELECT * FROM c WHERE c.type = 'model'"
+        found = self._requests.attempt(self._requests.query(self._runs, query), "reading models")
+        return [
+            ModelInfo(
+                one["name"],
+                one["version"],
+                tuple(Task(t["name"], tuple(t["labels"]), t["temperature"], t["threshold"]) for t in one["tasks"]),
+                (0, 0),
+                "",
+            )
+            for one in sorted(found, key=lambda one: str(one["first_used_at"]))
+        ]
+
+    def ids_of_name(self, name: str) -> list[str]:
+        """The keys that an image of a name has or would have in each source that was ever looked at."""
+        query = "SELECT c.source FROM c WHERE c.type = 'run'"
+        found = self._requests.attempt(self._requests.query(self._runs, query), "reading runs")
+        return sorted({image_id(one["source"], name) for one in found})
+
+    def restore_runs(self, runs: Sequence[dict[str, Any]]) -> None:
+        """Writes runs as another store held them; those that are there stay as they are."""
+
+        async def write() -> None:
+            for run in runs:
+                document = {**_run_document(run["run_id"], self._options), **run}
+                try:
+                    await self._requests.ask(
+                        lambda hook, one=document: self._runs.create_item(one, response_hook=hook),  # type: ignore[misc]  # bound now
+                        "writing a run",
+                        write=True,
+                    )
+                except CosmosResourceExistsError:
+                    continue
+
+        self._requests.attempt(write(), "writing runs")
+
+
+def _lease_id(key: str) -> str:
+    return f"lease-{blake2b(key.encode(), digest_size=16).hexdigest()}"
+
+
+def _run_document(run_id: str, options: StoreOptions) -> Document:
+    return {"id": f"run-{run_id}", "type": "run", "ttl": options.cosmos_run_days * DAY}
+
+
+def _own(document: Document) -> Document:
+    """A document without what the service adds."""
+    return {name: value for name, value in document.items() if not name.startswith("_")}
