@@ -7,6 +7,7 @@ the whole transaction, which the keys make harmless.
 
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,8 @@ T = TypeVar("T")
 Results = tuple[list[str], list[Row]]  # names of the columns, rows
 
 DEFAULT_WAIT: Final = 120.0  # seconds; a serverless database that sleeps needs about one minute to wake up
-OPENING_SILENCE: Final = 20.0  # for a server that nobody answers for at the start: most likely a wrong name
+KNOCK_SECONDS: Final = 5.0
+OPENING_SILENCE: Final = 10.0  # for a server that nobody answers for at the start: most likely a wrong name
 MOST_REPEATS_NOW: Final = 10
 RIGHTS: Final = {
     "image": ("SELECT", "INSERT", "UPDATE"),
@@ -199,6 +201,8 @@ class AzureSqlDatabase:
         if held is not None and (getattr(self._mine, "inside", False) or not used_up(self._mine.until)):
             return held
         self._throw_away()
+        if not self._met:
+            self._knock()
         attributes, until = self._login.attributes()
         pyodbc.pooling = False  # a pooled connection would keep its first credential
         try:
@@ -212,6 +216,17 @@ class AzureSqlDatabase:
         with self._lock:
             self._all.append(made)
         return made
+
+    def _knock(self) -> None:
+        """Whether anybody listens there: the driver finds out only when its time is up, and does not say why."""
+        if self._login.address is None:
+            return
+        try:
+            socket.create_connection(self._login.address, timeout=min(KNOCK_SECONDS, self._timeout)).close()
+        except socket.gaierror as error:
+            raise Trouble("connect", "08001", "there is no such host") from error
+        except (OSError, UnicodeError) as error:
+            raise Trouble("connect", "08001", "nobody listens there") from error
 
     def _throw_away(self) -> None:
         import pyodbc

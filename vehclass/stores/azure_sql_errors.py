@@ -146,7 +146,7 @@ def _short(trouble: Trouble) -> str:
         return f"it is busy or not ready, again and again (error {min(trouble.numbers & TRANSIENT)})"
     if trouble.state in ("HYT00", "HYT01"):
         return "it does not answer"
-    if trouble.state == "08001":
+    if trouble.state == "08001" and "[" in trouble.said:
         return "nobody answers there"
     if trouble.state == "08S01":
         return "it closed the connection"

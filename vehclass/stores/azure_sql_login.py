@@ -36,6 +36,7 @@ class Login:
 
     url: str  # mssql://SERVER/DATABASE
     connection_string: str = field(repr=False)
+    address: tuple[str, int] | None = None  # host and port, where they are known
     token: Callable[[], Any] | None = field(default=None, repr=False)
 
     def attributes(self) -> tuple[dict[int, bytes], float]:
@@ -91,7 +92,7 @@ def login_of(url: str, options: StoreOptions) -> Login:
     else:
         token = _entra(f"mssql://{host}/{database}")
     shown = f"mssql://{host}{f':{port}' if port else ''}/{database}"
-    return Login(shown, _joined({**keywords, **_OURS}), token)
+    return Login(shown, _joined({**keywords, **_OURS}), (host, port or 1433), token)
 
 
 # A lost connection is ours to notice and to repeat, since only we know what belongs together.
@@ -119,7 +120,9 @@ def _whole(connection_string: str, host: str, database: str) -> Login:
         keywords = {**_OURS, **keywords}
     entra = not ({"uid", "user id", "user", "authentication", "trusted_connection"} & set(known))
     shown = f"mssql://{there.replace(',', ':')}/{named}"
-    return Login(shown, _joined(keywords), _entra(shown) if entra else None)
+    name, _, port = there.partition(",")
+    address = (name, int(port or 1433)) if "\\" not in name and (port or "0").isdecimal() else None
+    return Login(shown, _joined(keywords), address, _entra(shown) if entra else None)
 
 
 def parse_keywords(text: str) -> dict[str, str]:
