@@ -75,6 +75,8 @@ def account_of(url: str, options: StoreOptions) -> Account:
             raise UsageError(
                 reason="--store and AZURE_COSMOS_CONNECTIONSTRING name different accounts; name the same, or unset one."
             )
+    if key is not None and not re.fullmatch(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", key):
+        raise UsageError(reason="The key of the Cosmos DB account is not one: copy it whole, up to its last '='.")
     if endpoint.startswith("http://"):
         if not loopback and not options.allow_http:
             raise UsageError(reason=f"{endpoint} is not encrypted. Use https, or allow it with VEHCLASS_ALLOW_HTTP=1.")
@@ -187,24 +189,21 @@ class Requests:
 
             credential = self._credential = DefaultAzureCredential(exclude_interactive_browser_credential=True)
         loopback = self._account.endpoint.startswith("http://")
-        try:
-            self._client = CosmosClient(
-                self._account.endpoint,
-                credential,
-                # An emulator names itself by an address that may not be reachable from here.
-                enable_endpoint_discovery=not loopback,
-                connection_timeout=min(5.0, self._options.timeout),
-                read_timeout=self._options.timeout,
-                retry_total=0,
-                retry_connect=0,
-                retry_read=0,
-                retry_status=0,
-                retry_throttle_total=-1,  # 0 would be taken for "not given", which is nine
-                no_response_on_write=True,
-                user_agent_suffix="vehclass",
-            )
-        except (ValueError, TypeError) as error:  # a key that is not base64
-            raise UsageError(reason=f"The key for {self.url} cannot be used: {error}.") from error
+        self._client = CosmosClient(
+            self._account.endpoint,
+            credential,
+            # An emulator names itself by an address that may not be reachable from here.
+            enable_endpoint_discovery=not loopback,
+            connection_timeout=min(5.0, self._options.timeout),
+            read_timeout=self._options.timeout,
+            retry_total=0,
+            retry_connect=0,
+            retry_read=0,
+            retry_status=0,
+            retry_throttle_total=-1,  # 0 would be taken for "not given", which is nine
+            no_response_on_write=True,
+            user_agent_suffix="vehclass",
+        )
         await self.ask(lambda hook: self._client.__aenter__(), "signing in")
         return self._client
 
@@ -258,10 +257,10 @@ class Requests:
             nonlocal charge
             charge += float(headers.get("x-ms-request-charge", 0) or 0)
 
-        await self.pace.afford()
         await self.pace.enter()
         throttled = good = False
         try:
+            await self.pace.afford()
             async with asyncio.timeout(self._options.timeout):
                 answer = await request(hook)
             good = self._met = True

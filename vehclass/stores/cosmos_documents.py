@@ -60,8 +60,10 @@ def as_saved(document: Mapping[str, Any], model: ModelInfo) -> Saved:
         top = document["predictions"].get(task.name)
         if top is not None:
             shares = document["probabilities"][task.name]
-            in_order = tuple(shares[label] for label in task.labels)
-            answers.append(Prediction(task.name, top["label"], top["probability"], top["needs_review"], in_order))
+            in_order = tuple(float(shares[label]) for label in task.labels)  # in JSON, 1.0 may be written as 1
+            answers.append(
+                Prediction(task.name, top["label"], float(top["probability"]), top["needs_review"], in_order)
+            )
     facts = ("width", "height", "format", "sha256", "stage", "code", "message")
     row = {**dict.fromkeys(facts), **document, "model": document["version"], "image_etag": document["etag"]}
     return as_one_saved({**row, "first_seen_at": document.get("first_seen_at", document["finished_at"])}, answers)
@@ -83,18 +85,15 @@ def rows_of(what: str, document: Mapping[str, Any], model: ModelInfo, wanted: Re
             continue
         if wanted.needs_review is not None and wanted.needs_review != top["needs_review"]:
             continue
+        best = float(top["probability"])  # in JSON, 1.0 may be written as 1
         if what == "predictions":
             facts = {name: document.get(name) for name in ("width", "height", "sha256")}
-            answer = {
-                "label": top["label"],
-                "probability": top["probability"],
-                "needs_review": int(top["needs_review"]),
-            }
-            if _passes(wanted, top["label"], top["probability"]):
+            answer = {"label": top["label"], "probability": best, "needs_review": int(top["needs_review"])}
+            if _passes(wanted, top["label"], best):
                 yield {**named, "task": task.name, **answer, **about, **facts}
         else:
             for label in task.labels:
-                share = document["probabilities"][task.name][label]
+                share = float(document["probabilities"][task.name][label])
                 if _passes(wanted, label, share):
                     yield {**named, "task": task.name, "label": label, "probability": share, **about}
 

@@ -1,0 +1,365 @@
+"""Cosmos DB behind a proxy that answers as the service may: what is repeated, how fast, and what it costs."""
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.core.exceptions import HttpResponseError
+
+from tests.conftest import SAMPLE, Answer, Cosmos, free_port
+from tests.faults import Fault, FaultProxy
+from tests.test_stores import CONDITION, MODEL, VIEW, begin, classified, failed, new, ref, rows
+from vehclass.errors import LeaseHeld, ServiceUnreachable, StoreAccessDenied, StoreError, StoreNotFound, UsageError
+from vehclass.records import LeaseClaim, ModelInfo, Outcome, Prediction, RunTicket, Task
+from vehclass.stores import open_store
+from vehclass.stores.cosmos import CosmosStore, container_plan
+from vehclass.stores.cosmos_account import LONGEST_HINT, MOST_IN_FLIGHT, Pace, _hint, account_of
+from vehclass.stores.cosmos_documents import as_document
+from vehclass.stores.options import StoreOptions
+
+OPTIONS = StoreOptions(wait=20, timeout=5, cosmos_key=Cosmos.KEY)
+SEED = 20261120
+
+
+@pytest.fixture
+def proxy(cosmos: Cosmos) -> Iterator[FaultProxy]:
+    with FaultProxy(cosmos.port).running() as made:
+        yield made
+
+
+def opened(port: int, database: str = "", **more: Any) -> CosmosStore:
+    name = database or f"d{time.monotonic_ns()}"
+    store = open_store(Cosmos(port).url(name), create=True, options=replace(OPTIONS, **more))
+    assert isinstance(store, CosmosStore)
+    return store
+
+
+@pytest.fixture
+def store(proxy: FaultProxy) -> Iterator[CosmosStore]:
+    made = opened(proxy.port)
+    yield made
+    proxy.rule = lambda method, path: None
+    made.close()
+
+
+@pytest.fixture
+def ticket(store: CosmosStore) -> RunTicket:
+    return begin(store, "run-1")
+
+
+def is_write(method: str, path: str) -> bool:
+    return (method == "POST" and path.endswith("/colls/results/docs/")) or (
+        "/colls/results/docs" in path and method == "PUT"
+    )
+
+
+def sometimes(share: float, *faults: Fault) -> Callable[[str, str], Fault | None]:
+    """The faults in turn, for a share of the writes."""
+    chance = random.Random(SEED)
+    count = iter(range(10**9))
+
+    def rule(method: str, path: str) -> Fault | None:
+        if is_write(method, path) and chance.random() < share:
+            return faults[next(count) % len(faults)]
+        return None
+
+    return rule
+
+
+def everything_is_there_once(store: CosmosStore, count: int) -> None:
+    names = [row["name"] for row in rows(store, "predictions", task="view")]
+    assert sorted(names) == sorted(f"{n}" for n in range(count))
+    assert store.counts("run-1").classified == count
+
+
+class TestRepeated:
+    @pytest.mark.parametrize("status", [408, 410, 429, 449, 500, 503])
+    def test_what_the_service_says_in_passing(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket, status: int
+    ) -> None:
+        proxy.rule = sometimes(0.4, Fault(status=status, headers={"x-ms-retry-after-ms": "20"}))
+        store.save([classified(f"{n}") for n in range(60)], MODEL, ticket, max_attempts=3)
+        proxy.rule = lambda method, path: None
+        everything_is_there_once(store, 60)
+        assert store.cost()["repeated"] >= 10
+
+    def test_a_storm_of_429_on_half_of_the_requests(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket
+    ) -> None:
+        chance = random.Random(SEED)
+        throttled = Fault(status=429, headers={"x-ms-retry-after-ms": "30"})
+        proxy.rule = lambda method, path: throttled if chance.random() < 0.5 else None
+        for start in range(0, 120, 40):
+            store.save([classified(f"{n}") for n in range(start, start + 40)], MODEL, ticket, max_attempts=3)
+        proxy.rule = lambda method, path: None
+        everything_is_there_once(store, 120)
+        assert store.cost()["throttled"] > 30
+
+    def test_a_reply_that_is_dropped_after_the_commit_200_times(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket
+    ) -> None:
+        dropped: list[str] = []
+
+        def rule(method: str, path: str) -> Fault | None:
+            if is_write(method, path) and len(dropped) < 200 and len(proxy.requests) % 3:
+                dropped.append(path)
+                return Fault(drop_reply=True)
+            return None
+
+        proxy.rule = rule
+        batch = [*(classified(f"{n}") for n in range(150)), *(failed(f"x{n}") for n in range(150))]
+        store.save(batch, MODEL, ticket, max_attempts=3)
+        assert len(dropped) == 200
+        proxy.rule = lambda method, path: None
+        everything_is_there_once(store, 150)
+        assert [row["attempts"] for row in rows(store, "failures")] == [1] * 150
+
+    def test_the_service_says_how_long_to_wait(self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket) -> None:
+        once = iter([Fault(status=429, headers={"x-ms-retry-after-ms": "700"})])
+        proxy.rule = lambda method, path: next(once, None) if is_write(method, path) else None
+        began = time.monotonic()
+        store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        assert 0.7 <= time.monotonic() - began < 2.5
+        absurd = HttpResponseError("x")
+        absurd.headers = {"x-ms-retry-after-ms": "1000000000"}  # type: ignore[attr-defined]
+        wait = _hint(absurd)
+        assert wait is not None
+        assert wait <= LONGEST_HINT + 0.1
+
+    def test_a_lost_lease_answer_is_no_other_run(self, proxy: FaultProxy, store: CosmosStore) -> None:
+        once = iter([Fault(drop_reply=True)])
+        proxy.rule = lambda method, path: next(once, None) if method == "POST" and "/colls/runs/docs" in path else None
+        assert begin(store, "run-1").fence == 1
+
+    def test_a_page_that_fails_while_reading(self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket) -> None:
+        store.save([classified(f"{n}") for n in range(30)], MODEL, ticket, max_attempts=3)
+        chance = random.Random(SEED)
+        proxy.rule = lambda method, path: Fault(status=503) if chance.random() < 0.4 else None
+        everything_is_there_once(store, 30)
+
+
+class TestGivenUp:
+    def test_a_server_that_hangs_is_noticed_in_time(self, proxy: FaultProxy, cosmos: Cosmos) -> None:
+        store = opened(proxy.port, timeout=1, wait=3)
+        ticket = begin(store, "run-1")
+        proxy.rule = lambda method, path: Fault(silent=True)
+        began = time.monotonic()
+        with pytest.raises(ServiceUnreachable, match="does not answer"):
+            store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        assert 2 < time.monotonic() - began < 8
+        proxy.rule = lambda method, path: None
+        assert new(store, ref("0")) == ["0"]
+        store.close()
+
+    def test_a_server_that_is_not_there(self) -> None:
+        began = time.monotonic()
+        with pytest.raises(ServiceUnreachable):
+            opened(free_port(), wait=2)
+        assert time.monotonic() - began < 10
+
+    def test_a_service_that_stays_busy(self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket) -> None:
+        store._requests._wait = 1.0
+        proxy.rule = lambda method, path: Fault(status=429, headers={"x-ms-retry-after-ms": "100"})
+        with pytest.raises(ServiceUnreachable, match="raise its throughput"):
+            store.save([classified("0")], MODEL, ticket, max_attempts=3)
+
+    @pytest.mark.parametrize(
+        ("status", "kind"), [(401, StoreAccessDenied), (403, StoreAccessDenied), (413, StoreError)]
+    )
+    def test_what_no_repeat_can_mend(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket, status: int, kind: type[Exception]
+    ) -> None:
+        proxy.rule = lambda method, path: Fault(status=status) if is_write(method, path) else None
+        before = len(proxy.requests)
+        with pytest.raises(kind):
+            store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        assert sum(is_write(*request) for request in proxy.requests[before:]) <= 2  # the SDK looks twice at some
+
+    def test_an_identity_that_may_not_make_containers(self, proxy: FaultProxy) -> None:
+        proxy.rule = lambda method, path: (
+            Fault(status=403) if method == "POST" and path.rstrip("/").endswith("/dbs") else None
+        )
+        with pytest.raises(StoreAccessDenied, match="administrator"):
+            opened(proxy.port)
+
+    def test_there_is_no_store_yet(self, cosmos: Cosmos) -> None:
+        with pytest.raises(StoreNotFound):
+            open_store(cosmos.url("nowhere"), options=OPTIONS)
+
+    @pytest.mark.parametrize(
+        ("url", "options"),
+        [
+            ("cosmos://account", {}),
+            ("cosmos:///db", {}),
+            ("cosmos://account/db/more", {}),
+            ("cosmos://user:key@account/db", {}),
+            ("cosmos://127.0.0.1:1/db", {"cosmos_key": None}),
+            ("cosmos://127.0.0.1:1/db", {"cosmos_key": "no base64!"}),
+            ("cosmos://a/db", {"cosmos_connection_string": "nonsense"}),
+            (
+                "cosmos://a/db",
+                {"cosmos_connection_string": "AccountEndpoint=https://b.documents.azure.com:443/;AccountKey=eA=="},
+            ),
+            ("cosmos://a.b.c/db", {"cosmos_connection_string": "AccountEndpoint=http://a.b.c/;AccountKey=eA=="}),
+        ],
+    )
+    def test_wrong_settings_are_told_before_any_work(self, url: str, options: dict[str, str | None]) -> None:
+        with pytest.raises(UsageError) as caught:
+            open_store(url, options=replace(OPTIONS, **options))  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+def test_an_account_is_named_in_short_or_by_its_connection_string() -> None:
+    assert account_of("cosmos://fleet/db", OPTIONS).endpoint == "https://fleet.documents.azure.com"
+    string = "AccountEndpoint=https://fleet.documents.azure.com:443/;AccountKey=YQ==;"
+    account = account_of("cosmos://fleet/db", StoreOptions(cosmos_connection_string=string))
+    assert (account.endpoint, account.key) == ("https://fleet.documents.azure.com:443", "YQ==")
+    assert "YQ==" not in repr(account) + repr(StoreOptions(cosmos_connection_string=string))
+
+
+class TestPace:
+    def test_more_while_it_goes_well_and_half_at_a_429(self) -> None:
+        async def live() -> list[float]:
+            pace, limits = Pace(None), []
+            pace._last_cut = -1.0
+            for _ in range(3000):
+                await pace.enter()
+                await pace.leave(throttled=False, good=True)
+            limits.append(pace.limit)
+            await pace.enter()
+            await pace.leave(throttled=True, good=False)
+            limits.append(pace.limit)
+            await pace.enter()
+            await pace.leave(throttled=True, good=False)  # of the same storm
+            limits.append(pace.limit)
+            return limits
+
+        most, half, same = asyncio.run(live())
+        assert most == MOST_IN_FLIGHT
+        assert half == same == most / 2
+
+    def test_a_budget_of_request_units(self, cosmos: Cosmos) -> None:
+        store = opened(cosmos.port, max_ru=60)
+        ticket = begin(store, "run-1")
+        began = time.monotonic()
+        store.save([classified(f"{n}") for n in range(180)], MODEL, ticket, max_attempts=3)
+        seconds = time.monotonic() - began
+        assert 1.5 <= seconds < 8  # the emulator charges 1 RU a write, and the first second is free
+        assert store.cost()["request_units_per_write"] == pytest.approx(1.0)
+        store.close()
+
+
+class TestDocuments:
+    def test_one_of_25_labels_is_under_two_kilobytes(self) -> None:
+        labels = tuple(f"Manufacturer Model {n:02d}" for n in range(25))
+        task = Task("make_model", labels)
+        model = ModelInfo("dealer", "0123456789ab", (task,), (224, 224), "")
+        shares = tuple(random.Random(SEED).random() / 25 for _ in labels)
+        answer = Prediction(task.name, labels[3], shares[3], True, shares)
+        source = "https://fleetuploads2026.blob.core.windows.net/uploads"
+        image = replace(
+            ref("2026/11/20/branch-042/WVWZZZ1JZXW000001-front-left.jpg"), source=source, etag="0x8DCE5A1B2C3D4E5"
+        )
+        facts = classified("x").facts
+        run = "20261120T212346-b52d9d"
+        about: dict[str, Any] = {"status": "classified", "attempts": 1, "run_id": run, "at": "2026-11-20T21:23:46.123Z"}
+        document = as_document(Outcome(image, facts, (answer,)), model, **about, seq=1_795_208_623_123_456)
+        assert len(json.dumps(document, separators=(",", ":"))) < 2048
+
+    def test_the_containers_are_as_the_files_say(self, store: CosmosStore) -> None:
+        for name, container in (("results", store._results), ("runs", store._runs)):
+            found: dict[str, Any] = store._requests.call(container.read())
+            plan = container_plan(name)
+            assert found["partitionKey"]["paths"] == [plan["partitionKey"]]
+            assert found["indexingPolicy"] == plan["indexingPolicy"]
+            assert found["defaultTtl"] == plan["defaultTtl"]
+            indexed = {path["path"] for path in plan["indexingPolicy"]["includedPaths"]}
+            assert not any("probabilities" in path or path == "/*" for path in indexed)
+
+    def test_runs_and_leases_end_by_themselves(self, store: CosmosStore, ticket: RunTicket) -> None:
+        documents = store._requests.call(store._requests.query(store._runs, "SELECT * FROM c"))
+        lives = {one["type"]: one.get("ttl") for one in documents}
+        assert lives == {"schema": None, "model": None, "run": 400 * 86400, "lease": 7 * 86400}
+
+    def test_probabilities_are_named_by_task_and_label(self, store: CosmosStore, ticket: RunTicket) -> None:
+        store.save([classified("a")], MODEL, ticket, max_attempts=3)
+        (document,) = store._requests.call(store._requests.query(store._results, "SELECT * FROM c"))
+        assert document["predictions"]["condition"]["label"] == "damaged"
+        assert set(document["probabilities"]) == {CONDITION.name, VIEW.name}
+        assert document["probabilities"]["view"] == {"exterior": 0.9, "interior": 0.1}
+
+
+def test_only_one_of_many_takes_the_lease(cosmos: Cosmos) -> None:
+    stores = [opened(cosmos.port, "race") for _ in range(8)]
+    for round_ in range(5):
+        won: list[str] = []
+
+        def reach(number: int, key: str, won: list[str] = won) -> None:
+            with suppress(LeaseHeld):
+                won.append(stores[number].take_lease(LeaseClaim(key, f"run-{number}", f"host-{number} 1", 60)).run_id)
+
+        threads = [threading.Thread(target=reach, args=(number, f"k{round_}")) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+    for store in stores:
+        store.close()
+
+
+class TestFromTheCommandLine:
+    def test_a_night_on_cosmos(self, vehclass: Callable[..., Answer], drawn: Path, cosmos: Cosmos) -> None:
+        who = {"AZURE_COSMOS_KEY": cosmos.KEY, "VEHCLASS_STORE": cosmos.url(f"night{time.monotonic_ns()}")}
+        what = ("-c", drawn, "-m", SAMPLE)
+        assert vehclass("store", "check", **who).code == 2
+        assert vehclass("store", "init", **who).code == 0
+        first = vehclass("classify-batch", *what, "--max-ru", "200", "--json", **who)
+        assert first.code == 3, first.err
+        assert (first.json["classified"], first.json["failed"]) == (25, 7)
+        assert first.json["store_cost"]["writes"] >= 32
+        assert first.json["store_cost"]["request_units_per_write"] > 0
+        again = vehclass("classify-batch", *what, "--json", **who)
+        assert (again.code, again.json["new"]) == (0, 0)
+        vehclass("classify-batch", *what, "--json", "--store", "s.db")
+        for kind in ("predictions", "probabilities", "failures"):
+            exported = []
+            for store in (who["VEHCLASS_STORE"], "s.db"):
+                words = ("results", "export", "--format", "jsonl", "--what", kind)
+                lines = vehclass(*words, **{**who, "VEHCLASS_STORE": store}).out.splitlines()
+                kept = [json.loads(line) for line in lines]
+                exported.append(
+                    sorted(json.dumps({k: v for k, v in one.items() if k not in LATER}, sort_keys=True) for one in kept)
+                )
+            assert exported[0] == exported[1]
+            assert exported[0]
+        shown = vehclass("results", "show", json.loads(lines[0])["name"], "--json", **who)
+        assert shown.code == 0, shown.err
+        report = vehclass("store", "check", "--json", **who).json
+        assert (report["outcomes"], report["failures"], report["runs"]) == (32, 7, 2)
+        assert "request units" in vehclass("classify-batch", *what, "--retry-failed", **who).out
+
+    def test_a_store_that_is_down_for_the_whole_run(
+        self, vehclass: Callable[..., Answer], drawn: Path, cosmos: Cosmos, proxy: FaultProxy
+    ) -> None:
+        who = {"AZURE_COSMOS_KEY": cosmos.KEY, "VEHCLASS_STORE": Cosmos(proxy.port).url(f"down{time.monotonic_ns()}")}
+        command = ("classify-batch", "-c", drawn, "-m", SAMPLE, "--batch-size", 4, "--threads", 1, "--json")
+        assert vehclass("store", "init", **who).code == 0
+        proxy.rule = lambda method, path: Fault(status=503) if is_write(method, path) else None
+        stopped = vehclass(*command, **who, VEHCLASS_STORE_WAIT="2")
+        assert stopped.code == 5, stopped.err
+        assert "Traceback" not in stopped.err
+        proxy.rule = lambda method, path: None
+        done = vehclass(*command, **who)
+        assert (done.code, done.json["new"], done.json["classified"]) == (3, 32, 25), done.err
+
+
+LATER = {"run_id", "classified_at", "failed_at"}
