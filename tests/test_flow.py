@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vehclass.batch.flow import Allowance, batched, in_lanes
+from vehclass.batch.flow import Allowance, batched, gathered, in_lanes
 
 
 def alive(name: str) -> list[threading.Thread]:
@@ -119,3 +119,44 @@ def test_a_closed_allowance_holds_nobody() -> None:
     allowance.take(1)
     threading.Timer(0.1, allowance.close).start()
     allowance.take(1)
+
+
+class TestGathered:
+    def test_nothing_is_lost_and_the_order_stays(self) -> None:
+        batches = [[n, n + 1] for n in range(0, 100, 2)]
+        assert [item for part in gathered(batches, 10, "g") for item in part] == list(range(100))
+
+    def test_a_slow_consumer_gets_fewer_and_larger_lists(self) -> None:
+        taken = []
+        for part in gathered(([n] for n in range(60)), 16, "g"):
+            taken.append(len(part))
+            time.sleep(0.02)
+        assert sum(taken) == 60
+        assert len(taken) < 20
+        assert max(taken) <= 16
+
+    def test_what_came_before_an_error_is_handed_over(self) -> None:
+        def batches() -> Iterator[list[int]]:
+            yield [1, 2]
+            yield [3]
+            raise ValueError("broken")
+
+        got: list[int] = []
+        with pytest.raises(ValueError, match="broken"):
+            for part in gathered(batches(), 10, "g"):
+                got += part
+        assert got == [1, 2, 3]
+
+    def test_a_consumer_that_leaves_ends_the_batches(self) -> None:
+        ended = threading.Event()
+
+        def batches() -> Iterator[list[int]]:
+            try:
+                while True:
+                    yield [1]
+            finally:
+                ended.set()
+
+        for _ in gathered(batches(), 4, "g"):
+            break
+        assert ended.wait(2)

@@ -8,14 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import SAMPLE, VEHCLASS, clean_environment, draw
+from tests.conftest import SAMPLE, VEHCLASS, Cosmos, clean_environment, draw
 from vehclass.batch import runs
+from vehclass.stores import open_store
+from vehclass.stores.options import StoreOptions
 
 SEED = 20261120
 PHOTOS = 500
@@ -45,15 +47,19 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uploads
 
 
-def command(container: Path, store: Path) -> list[str]:
+def command(container: Path, store: Path | str) -> list[str]:
     # Small batches on one thread: more moments at which to be killed.
     options = ["--threads", "1", "--batch-size", "4", "--json"]
     return [*VEHCLASS, "classify-batch", "-c", str(container), "-m", str(SAMPLE), "--store", str(store), *options]
 
 
-def start(container: Path, store: Path) -> "subprocess.Popen[str]":
+def start(container: Path, store: Path | str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        command(container, store), env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(container, store),
+        env=clean_environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -77,23 +83,29 @@ def undisturbed(container: Path) -> list[list[Any]]:
     return found
 
 
+def killed_to_the_end(chance: random.Random, start_again: Callable[[], "subprocess.Popen[str]"]) -> int:
+    """Starts a run and kills it at a random moment, again and again, until one comes to its end; how many were killed."""
+    killed = 0
+    while True:
+        process = start_again()
+        try:
+            _, err = process.communicate(timeout=chance.uniform(0.2, 1.6))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode in (0, 3), err
+        return killed
+
+
 def kill_until(kills: int, container: Path, undisturbed: list[list[Any]], folder: Path) -> dict[str, int]:
     """Rounds of killing until the work is done, until there were so many kills; each round is compared."""
     chance = random.Random(SEED)
     killed = rounds = 0
     while killed < kills:
         store = folder / f"{rounds}.db"
-        while True:
-            process = start(container, store)
-            try:
-                process.communicate(timeout=chance.uniform(0.2, 1.6))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                killed += 1
-                continue
-            assert process.returncode in (0, 3)
-            break
+        killed += killed_to_the_end(chance, lambda store=store: start(container, store))  # type: ignore[misc]  # bound now
         assert contents(store) == undisturbed
         with sqlite3.connect(store) as opened:
             statuses = [status for (status,) in opened.execute("SELECT status FROM run ORDER BY rowid")]
@@ -103,6 +115,32 @@ def kill_until(kills: int, container: Path, undisturbed: list[list[Any]], folder
         rounds += 1
         store.unlink()
     return {"kills": killed, "rounds": rounds}
+
+
+def test_sigkill_50_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
+    def held(url: str) -> list[tuple[object, ...]]:
+        store = open_store(url, options=StoreOptions(cosmos_key=cosmos.KEY))
+        found = [one for page in store.saved() for one in page]
+        store.close()
+        return sorted((one.key, one.etag, one.status, one.attempts, repr(one.outcome)) for one in found)
+
+    def run(url: str) -> "subprocess.Popen[str]":
+        return start(container, url, AZURE_COSMOS_KEY=cosmos.KEY)
+
+    whole = cosmos.url("whole")
+    process = run(whole)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    expected = held(whole)
+    assert len(expected) == PHOTOS
+    chance = random.Random(SEED)
+    killed = rounds = 0
+    while killed < 50:
+        url = cosmos.url(f"kill{rounds}")
+        killed += killed_to_the_end(chance, lambda url=url: run(url))  # type: ignore[misc]  # bound now
+        assert held(url) == expected
+        rounds += 1
+    print(json.dumps({"seed": SEED, "kills": killed, "rounds": rounds}))
 
 
 def test_sigkill_25_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:

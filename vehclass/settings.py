@@ -6,6 +6,7 @@ and committed.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -124,12 +125,19 @@ class Settings:
     )
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def _shown(self, one: Any) -> object:
+        value = getattr(self, one.name)
+        if one.metadata.get("secret"):
+            return "(set)" if value else value
+        # A store's URL may have a password in it.
+        return re.sub(r"(://[^/@:]*):.*@", r"\1:...@", value) if isinstance(value, str) else value
+
     def shown(self) -> list[dict[str, object]]:
-        """Every setting with value, origin, environment name and meaning; secrets as '(set)'."""
+        """Every setting with value, origin, environment name and meaning; secrets as '(set)' or '...'."""
         return [
             {
                 "setting": one.name,
-                "value": "(set)" if one.metadata.get("secret") and getattr(self, one.name) else getattr(self, one.name),
+                "value": self._shown(one),
                 "origin": self.origins.get(one.name, "default"),
                 "environment": one.metadata["env"],
                 "meaning": one.metadata["help"],
