@@ -17,12 +17,22 @@ from azure.core.exceptions import HttpResponseError
 from tests.conftest import SAMPLE, Answer, Cosmos, free_port
 from tests.faults import Fault, FaultProxy
 from tests.test_stores import CONDITION, MODEL, VIEW, begin, classified, failed, new, ref, rows
-from vehclass.errors import LeaseHeld, ServiceUnreachable, StoreAccessDenied, StoreError, StoreNotFound, UsageError
+from vehclass.errors import (
+    LeaseHeld,
+    LeaseLost,
+    ServiceUnreachable,
+    StoreAccessDenied,
+    StoreError,
+    StoreNotFound,
+    UsageError,
+)
 from vehclass.records import LeaseClaim, ModelInfo, Outcome, Prediction, RunTicket, Task
 from vehclass.stores import open_store
-from vehclass.stores.cosmos import CosmosStore, container_plan
-from vehclass.stores.cosmos_account import LONGEST_HINT, MOST_IN_FLIGHT, Pace, _hint, account_of
+from vehclass.stores.cosmos import CosmosStore
+from vehclass.stores.cosmos_account import LONGEST_HINT, _hint, account_of
+from vehclass.stores.cosmos_containers import container_plan
 from vehclass.stores.cosmos_documents import as_document
+from vehclass.stores.cosmos_pace import MOST_IN_FLIGHT, Pace
 from vehclass.stores.options import StoreOptions
 
 OPTIONS = StoreOptions(wait=20, timeout=5, cosmos_key=Cosmos.KEY)
@@ -144,6 +154,82 @@ class TestRepeated:
         chance = random.Random(SEED)
         proxy.rule = lambda method, path: Fault(status=503) if chance.random() < 0.4 else None
         everything_is_there_once(store, 30)
+
+    @pytest.mark.parametrize(("status", "detail"), [(404, "1002"), (404, "1013"), (403, "3"), (403, "1008")])
+    def test_a_replica_that_is_behind_and_a_region_that_moves(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket, status: int, detail: str
+    ) -> None:
+        each = {"GET": 2, "POST": 4}
+
+        def rule(method: str, path: str) -> Fault | None:
+            if "/docs" not in path or not each.get(method, 0):
+                return None
+            each[method] -= 1
+            return Fault(status=status, headers={"x-ms-substatus": detail})
+
+        proxy.rule = rule
+        store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        assert not any(each.values())
+        everything_is_there_once(store, 1)
+
+    def test_an_answer_that_does_not_arrive_whole(
+        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket
+    ) -> None:
+        store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        faults = iter([Fault(change_body=lambda body: body[:-5]), Fault(cut_after=10)])
+        proxy.rule = lambda method, path: (
+            next(faults, None) if method == "POST" and "/colls/results/docs" in path else None
+        )
+        everything_is_there_once(store, 1)
+        assert next(faults, None) is None
+
+    def test_waiting_for_a_turn_is_not_failing(self, proxy: FaultProxy, cosmos: Cosmos) -> None:
+        store = opened(proxy.port, max_ru=40, wait=2)
+        ticket = begin(store, "run-1")
+        seen: list[str] = []
+
+        def rule(method: str, path: str) -> Fault | None:
+            if is_write(method, path):
+                seen.append(path)
+                if len(seen) == 160:
+                    return Fault(status=429, headers={"x-ms-retry-after-ms": "10"})
+            return None
+
+        proxy.rule = rule
+        save = threading.Thread(
+            target=store.save,
+            args=([classified(f"{n}") for n in range(180)], MODEL, ticket),
+            kwargs={"max_attempts": 3},
+        )
+        save.start()
+        time.sleep(1.0)
+        began = time.monotonic()
+        store.renew_lease(ticket, 60)  # does not queue behind the writes
+        assert time.monotonic() - began < 1.0
+        save.join()
+        proxy.rule = lambda method, path: None
+        everything_is_there_once(store, 180)
+        store.close()
+
+    def test_a_lease_that_ran_out_while_writing_writes_no_more(self, store: CosmosStore, ticket: RunTicket) -> None:
+        store.held_until[ticket.run_id] = 0.0  # as after a machine that slept
+        with pytest.raises(LeaseLost):
+            store.save([classified("0")], MODEL, ticket, max_attempts=3)
+        assert new(store, ref("0")) == ["0"]
+        store.renew_lease(ticket, 60)
+        store.save([classified("0")], MODEL, ticket, max_attempts=3)
+
+    def test_a_lease_that_cannot_be_read_is_given_up(self, proxy: FaultProxy, store: CosmosStore) -> None:
+        def rule(method: str, path: str) -> Fault | None:
+            if "/colls/runs/docs" not in path:
+                return None
+            return Fault(status=409) if method == "POST" else Fault(status=404)
+
+        proxy.rule = rule
+        began = time.monotonic()
+        with pytest.raises(ServiceUnreachable, match="lease"):
+            store.take_lease(LeaseClaim("k", "run-1", "here 1", 60))
+        assert time.monotonic() - began < 40
 
 
 class TestGivenUp:
@@ -283,6 +369,13 @@ class TestDocuments:
             assert found["defaultTtl"] == plan["defaultTtl"]
             indexed = {path["path"] for path in plan["indexingPolicy"]["includedPaths"]}
             assert not any("probabilities" in path or path == "/*" for path in indexed)
+
+    def test_containers_that_an_administrator_made_are_an_empty_store(self, store: CosmosStore, cosmos: Cosmos) -> None:
+        store._requests.call(store._runs.delete_item("schema", "schema"))
+        found = open_store(cosmos.url(store.url.rpartition("/")[2]), options=OPTIONS)
+        assert found.check()["integrity"] == "ok"
+        assert new(found, ref("a")) == ["a"]  # type: ignore[arg-type]
+        found.close()
 
     def test_runs_and_leases_end_by_themselves(self, store: CosmosStore, ticket: RunTicket) -> None:
         documents = store._requests.call(store._requests.query(store._runs, "SELECT * FROM c"))

@@ -6,22 +6,15 @@ in different partitions: what was written of a batch that broke off is right, an
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from itertools import islice
 from typing import Any, Final
 
-from azure.cosmos import PartitionKey, ThroughputProperties
-from azure.cosmos.exceptions import (
-    CosmosHttpResponseError,
-    CosmosResourceExistsError,
-    CosmosResourceNotFoundError,
-)
-
-from vehclass.errors import StoreAccessDenied, StoreForeign, StoreNotFound
+from vehclass.errors import LeaseLost, StoreError
 from vehclass.records import (
     Counts,
     ImageRef,
@@ -34,123 +27,43 @@ from vehclass.records import (
     iso,
     now,
 )
-from vehclass.stores.cosmos_account import Document, Requests, account_of
+from vehclass.stores.cosmos_account import Document, Hook, Requests, account_of
+from vehclass.stores.cosmos_containers import SCHEMA_VERSION, Containers, check_throughput
 from vehclass.stores.cosmos_documents import as_document, as_saved, rows_of
-from vehclass.stores.cosmos_runs import DAY, RunBook
+from vehclass.stores.cosmos_runs import RunBook, awake
 from vehclass.stores.options import StoreOptions
 from vehclass.stores.rows import check_numbers, text
 
-SCHEMA_VERSION: Final = 1
 PAGE: Final = 1_000  # documents read at a time
 
 
 def open_cosmos(url: str, *, create: bool, options: StoreOptions) -> "CosmosStore":
     """The store in a database of a Cosmos DB account; with `create`, what is missing is made where that is allowed."""
-    requests = Requests(account_of(url, options), options)
+    account = account_of(url, options)
+    check_throughput(options)
+    requests = Requests(account, options)
     try:
-        store = CosmosStore(requests, url_database(requests.url), options)
-        store.open(create=create)
+        containers = Containers(requests, requests.start(), account.database, options)
+        containers.open(create=create)
+        return CosmosStore(requests, containers, options)
     except BaseException:
         requests.close()
         raise
-    return store
-
-
-def url_database(url: str) -> str:
-    """The database in a cosmos:// URL."""
-    return url.rpartition("/")[2]
-
-
-def container_plan(name: str) -> dict[str, Any]:
-    """A container as sql/cosmos/NAME.json describes it."""
-    plan: dict[str, Any] = json.loads((files("vehclass.sql") / "cosmos" / f"{name}.json").read_text(encoding="utf-8"))
-    return plan
 
 
 class CosmosStore(RunBook):
     """Results of any number of models over any number of sources."""
 
-    def __init__(self, requests: Requests, database: str, options: StoreOptions) -> None:
-        self._client = requests.start()
-        self._database = self._client.get_database_client(database)
-        self._results = self._database.get_container_client("results")
-        super().__init__(requests, self._database.get_container_client("runs"), options)
+    def __init__(self, requests: Requests, containers: Containers, options: StoreOptions) -> None:
+        super().__init__(requests, containers.runs, options)
+        self._results = containers.results
+        self._containers = containers
         self._last_seq = 0
         self._turn = threading.Lock()
 
     def close(self) -> None:
         """Lets go of the account."""
         self._requests.close()
-
-    # --- opening and making ---
-
-    def open(self, *, create: bool) -> None:
-        """Looks whether the containers are there and ours; raises StoreNotFound, StoreForeign or StoreAccessDenied."""
-        there = self._requests.attempt(self._properties(), "looking at the containers")
-        if there is None:
-            if not create:
-                raise StoreNotFound(url=self.url)
-            self._requests.attempt(self._make(), "making the containers")
-        found = self._requests.attempt(self._requests.document(self._runs, "schema"), "reading the schema's version")
-        if found is None:
-            if not create:
-                raise StoreNotFound(url=self.url)
-            made = {"id": "schema", "type": "schema", "version": SCHEMA_VERSION, "made_at": iso(now())}
-            self._requests.attempt(self._requests.upsert(self._runs, made), "writing the schema's version")
-        elif found["version"] > SCHEMA_VERSION:
-            reason = f"a newer vehclass made it (schema {found['version']}, this one knows {SCHEMA_VERSION})"
-            raise StoreForeign(url=self.url, reason=reason)
-
-    async def _properties(self) -> dict[str, Any] | None:
-        """The results container as the service has it; None when it or the other is not there."""
-        found: dict[str, Any] = {}
-        for container in (self._runs, self._results):
-            try:
-                found = await self._requests.ask(lambda hook, one=container: one.read(), "reading a container")  # type: ignore[misc]  # bound now, not when it is called
-            except CosmosResourceNotFoundError:
-                return None
-        if found["partitionKey"]["paths"] != [container_plan("results")["partitionKey"]]:
-            raise StoreForeign(url=self.url, reason="its container `results` has another partition key")
-        return found
-
-    async def _make(self) -> None:
-        """Makes database and containers; throughput is the database's, shared by both containers, where we made it."""
-        offer = None
-        if self._options.cosmos_throughput:
-            offer = ThroughputProperties(auto_scale_max_throughput=self._options.cosmos_throughput)
-        name = self._database.id
-        try:
-            try:
-                await self._requests.ask(
-                    lambda hook: self._client.create_database(name, offer_throughput=offer), "making the database"
-                )
-                offer = None
-            except CosmosResourceExistsError:
-                pass
-            for container in ("runs", "results"):
-                plan = container_plan(container)
-                days = self._options.cosmos_result_days if container == "results" else None
-                try:
-                    await self._requests.ask(
-                        lambda hook, plan=plan, days=days: self._database.create_container(  # type: ignore[misc]  # as above
-                            plan["id"],
-                            PartitionKey(plan["partitionKey"]),
-                            indexing_policy=plan["indexingPolicy"],
-                            default_ttl=days * DAY if days else plan["defaultTtl"],
-                            offer_throughput=offer,
-                        ),
-                        "making a container",
-                    )
-                except CosmosResourceExistsError:
-                    continue
-        except CosmosHttpResponseError as error:
-            if error.status_code in (401, 403):
-                raise StoreAccessDenied(
-                    url=self.url,
-                    reason="its containers are not there yet and this identity may not make them; an administrator "
-                    "makes them as docs/stores.md shows (data-plane roles cannot), or runs `vehclass store init` with a key",
-                ) from error
-            raise
 
     # --- a run's side ---
 
@@ -178,11 +91,12 @@ class CosmosStore(RunBook):
             names = {f"image{n:04d}": one for n, one in enumerate(part)}
             listed = ", ".join(f"@{name}" for name in names)
             query = f"SELECT {fields} FROM c WHERE c.image_id IN ({listed}) AND c.version = @version"
-            return await self._requests.query(self._results, query, version=version, **names)
+            return await self._requests.query(self._results, query, {"version": version, **names})
 
-        parts = [image_ids[start : start + PAGE] for start in range(0, len(image_ids), PAGE)]
-        found = await asyncio.gather(*map(some, parts))
-        return {one["image_id"]: one for part in found for one in part}
+        async with asyncio.TaskGroup() as group:
+            parts = [image_ids[start : start + PAGE] for start in range(0, len(image_ids), PAGE)]
+            tasks = [group.create_task(some(part)) for part in parts]
+        return {one["image_id"]: one for task in tasks for one in task.result()}
 
     def save(self, outcomes: Sequence[Outcome], model: ModelInfo, ticket: RunTicket, *, max_attempts: int) -> None:
         """Writes a batch, document by document; the same batch again changes nothing. Raises LeaseLost."""
@@ -203,12 +117,22 @@ class CosmosStore(RunBook):
             about = {"status": status, "attempts": attempts, "run_id": ticket.run_id, "at": at, "seq": seq}
             document = as_document(one, model, **about)  # type: ignore[arg-type]  # a dict of several kinds
             documents[document["id"]] = document
-        await self._upsert_all(list(documents.values()))
+        await self._upsert_all(list(documents.values()), until=self.held_until.get(ticket.run_id, math.inf))
 
-    async def _upsert_all(self, documents: Sequence[Document]) -> None:
+    async def _upsert_all(self, documents: Sequence[Document], until: float = math.inf) -> None:
+        """Writes documents side by side, each only while the lease is certain to be ours."""
+
+        async def write(document: Document) -> None:
+            def request(hook: Hook) -> Any:
+                if awake() > until:
+                    raise LeaseLost(holder="a later run")
+                return self._results.upsert_item(document, response_hook=hook)
+
+            await self._requests.single(request, "writing", write=True)
+
         async with asyncio.TaskGroup() as group:
             for document in documents:
-                group.create_task(self._requests.upsert(self._results, document))
+                group.create_task(write(document))
 
     def _numbers(self, count: int) -> range:
         """So many numbers that grow, from one process to the next, too: microseconds, which a double still holds."""
@@ -229,9 +153,8 @@ class CosmosStore(RunBook):
         """What a run has finished so far, counted here and now."""
 
         async def count(condition: str) -> int:
-            return await self._requests.number(
-                self._results, f"SELECT VALUE COUNT(1) FROM c WHERE c.run_id = @run_id AND {condition}", run_id=run_id
-            )
+            query = f"SELECT VALUE COUNT(1) FROM c WHERE c.run_id = @run_id AND {condition}"
+            return await self._requests.number(self._results, query, {"run_id": run_id})
 
         async def all_of_them() -> list[int]:
             conditions = [f"c.status = '{status}'" for status in ("classified", "failed", "quarantined")]
@@ -246,9 +169,9 @@ class CosmosStore(RunBook):
         """By task and label: images, mean probability, how many ask for a look."""
         models = {model.version: model for model in self.models()}
         order: dict[tuple[str, str], list[float]] = {}
-        for document in self._stream(
-            ["c.run_id = @run_id", "c.status = 'classified'"], {"run_id": run_id}, SUMMARY_FIELDS
-        ):
+        conditions = ["c.run_id = @run_id", "c.status = 'classified'", "ARRAY_CONTAINS(@versions, c.version)"]
+        values: dict[str, object] = {"run_id": run_id, "versions": list(models)}
+        for document in self._stream(conditions, values, SUMMARY_FIELDS):
             for task in models[document["version"]].tasks:
                 for label in task.labels:
                     order.setdefault((task.name, label), [0, 0.0, 0])
@@ -287,9 +210,12 @@ class CosmosStore(RunBook):
             models = {v: m for v, m in models.items() if {v, m.name, m.key} & set(names)}
         conditions, values = _conditions(what, wanted, models)
         fields = "*" if what == "probabilities" else PREDICTION_FIELDS if what == "predictions" else FAILURE_FIELDS
-        if wanted.name is not None and (found := self.ids_of_name(wanted.name)):
-            conditions = [one for one in conditions if "@name" not in one] + ["ARRAY_CONTAINS(@image_ids, c.image_id)"]
-            values = {**{k: v for k, v in values.items() if k != "name"}, "image_ids": found}
+        if wanted.name is not None:  # by its key where its source is known, which is one partition
+            values["name"] = text(wanted.name)
+            ids = {f"key{n}": one for n, one in enumerate(self.ids_of_name(wanted.name))}
+            values.update(ids)
+            known = f"c.image_id IN ({', '.join(f'@{name}' for name in ids)}) OR " if ids else ""
+            conditions.append(f"({known}c.name = @name)")
         for document in self._stream(conditions, values, fields, newest_first=newest_first):
             rows = list(rows_of(what, document, models[document["version"]], wanted))
             yield from rows
@@ -302,28 +228,16 @@ class CosmosStore(RunBook):
         """Is it reachable, at which schema, which rights are missing, and how much is in it."""
 
         async def look() -> dict[str, Any]:
-            missing = []
-            for container in (self._runs, self._results):
-                probe = {"id": "check", "image_id": "check", "ttl": 60, "type": "check", "version": "", "seq": 0}
-                try:
-                    await self._requests.upsert(container, probe)
-                    await self._requests.ask(
-                        lambda hook, one=container: one.delete_item("check", "check"),  # type: ignore[misc]  # bound now
-                        "deleting",
-                    )
-                except CosmosHttpResponseError as error:
-                    if error.status_code not in (401, 403):
-                        raise
-                    missing.append(f"write to {container.id}")
-            outcomes = await self._requests.number(self._results, "SELECT VALUE COUNT(1) FROM c")
-            failures = await self._requests.number(
-                self._results, "SELECT VALUE COUNT(1) FROM c WHERE c.status != 'classified'"
-            )
+            missing = await self._containers.missing_rights()
+            stored = "SELECT VALUE COUNT(1) FROM c WHERE IS_DEFINED(c.status)"
+            outcomes = await self._requests.number(self._results, stored)
+            failures = await self._requests.number(self._results, f"{stored} AND c.status != 'classified'")
             runs = await self._requests.number(self._runs, "SELECT VALUE COUNT(1) FROM c WHERE c.type = 'run'")
             counted = {"outcomes": outcomes, "failures": failures, "runs": runs}
-            return {"integrity": "ok", "missing_rights": missing, **counted}
+            return {"integrity": await self._containers.integrity(), "missing_rights": missing, **counted}
 
-        return {"url": self.url, "schema_version": SCHEMA_VERSION, **self._requests.attempt(look(), "checking")}
+        report = self._requests.attempt(look(), "checking")
+        return {"url": self.url, "schema_version": SCHEMA_VERSION, **report}
 
     def cost(self) -> dict[str, float]:
         """Request units so far, as the service has charged them."""
@@ -343,7 +257,8 @@ class CosmosStore(RunBook):
     def saved(self) -> Iterator[list[Saved]]:
         """All that is held, a page of documents at a time."""
         models = {model.version: model for model in self.models()}
-        stream = self._stream(["IS_DEFINED(c.status)"], {}, "*")
+        conditions = ["IS_DEFINED(c.status)", "ARRAY_CONTAINS(@versions, c.version)"]
+        stream = self._stream(conditions, {"versions": list(models)}, "*")
         while page := list(islice(stream, PAGE)):
             yield [as_saved(document, models[document["version"]]) for document in page]
 
@@ -385,17 +300,22 @@ class CosmosStore(RunBook):
     ) -> Iterator[Document]:
         """Documents in the order of their numbers, a page at a time; a page that fails is asked again by itself."""
         order, beyond = ("DESC", "<=") if newest_first else ("ASC", ">=")
+        # What is written while this reads has a higher number, and is not read twice.
+        values = {**values, "newest": max(self._last_seq, time.time_ns() // 1000)}
+        conditions = [*conditions, "c.seq <= @newest"]
         last: int | None = None
         seen: set[str] = set()  # of the number that the last page ended with
         while True:
             where = [*conditions, f"c.seq {beyond} @last"] if last is not None else conditions
             query = f"SELECT TOP {PAGE:d} {fields} FROM c WHERE {' AND '.join(where)} ORDER BY c.seq {order}"
-            page = self._requests.attempt(
-                self._requests.query(self._results, query, **{**values, "last": last}), "reading results"
-            )
-            yield from (document for document in page if document["id"] not in seen)
+            asked = self._requests.query(self._results, query, {**values, "last": last})
+            page = self._requests.attempt(asked, "reading results")
+            fresh = [document for document in page if document["id"] not in seen]
+            yield from fresh
             if len(page) < PAGE:
                 return
+            if not fresh:
+                raise StoreError(url=self.url, reason=f"more than {PAGE} documents bear the same number")
             last = page[-1]["seq"]
             seen = {document["id"] for document in page if document["seq"] == last}
 
@@ -419,7 +339,6 @@ def _conditions(what: str, wanted: ResultFilter, models: dict[str, ModelInfo]) -
         ("c.run_id = @run_id", wanted.run_id),
         ("c.finished_at >= @since", wanted.since),
         ("c.finished_at < @until", wanted.until_time),
-        ("c.name = @name", None if wanted.name is None else text(wanted.name)),
     )
     values: dict[str, object] = {"versions": list(models)}
     for condition, value in asked:

@@ -17,10 +17,11 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from aiohttp import ClientError
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, DecodeError, HttpResponseError
 from azure.cosmos.aio import CosmosClient
 
 from vehclass.errors import ServiceUnreachable, StoreAccessDenied, StoreError, UsageError, VehclassError
+from vehclass.stores.cosmos_pace import Pace, Spent
 from vehclass.stores.options import StoreOptions
 
 T = TypeVar("T")
@@ -30,11 +31,13 @@ Document = dict[str, Any]
 logging.getLogger("azure").setLevel(logging.CRITICAL)  # what matters of its requests is in our errors
 
 TRANSIENT: Final = frozenset({408, 410, 429, 449, 500, 502, 503, 504})
+# Of a status that is final otherwise, what passes: a replica that is behind, a container that is being made, a
+# write region or an account that is moving (status, x-ms-substatus).
+TRANSIENT_DETAIL: Final = frozenset({(404, 1002), (404, 1013), (403, 3), (403, 1008)})
 THROTTLED: Final = 429
 LONGEST_HINT: Final = 30.0  # seconds; an x-ms-retry-after-ms beyond this is not believed
 DEFAULT_WAIT: Final = 120.0
 OPENING_SILENCE: Final = 15.0  # for a server that nobody answers for at the start: most likely a wrong name
-MOST_IN_FLIGHT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,65 +102,6 @@ def _parts_of(connection_string: str) -> tuple[str, str]:
         ) from error
 
 
-class Pace:
-    """How many requests may be in flight, and how many request units a second may be spent.
-
-    One more in flight for each round that goes well, half as many when the service says 429.
-    """
-
-    def __init__(self, most_ru: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit = 8.0
-        self._in_flight = 0
-        self._changed = asyncio.Condition()
-        self._most_ru = most_ru
-        self._clock = clock
-        self._balance = most_ru or 0.0
-        self._paid_at = self._last_cut = clock()
-
-    async def enter(self) -> None:
-        """Waits for a place."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._in_flight < int(self.limit))
-            self._in_flight += 1
-
-    async def leave(self, *, throttled: bool, good: bool) -> None:
-        """Gives the place back, and says how it went."""
-        async with self._changed:
-            self._in_flight -= 1
-            if throttled and self._clock() - self._last_cut > 0.2:  # one storm counts once
-                self.limit = max(1.0, self.limit / 2)
-                self._last_cut = self._clock()
-            elif good:
-                self.limit = min(float(MOST_IN_FLIGHT), self.limit + 1 / self.limit)
-            self._changed.notify(max(1, int(self.limit) - self._in_flight))  # not all: they would wake each other up
-
-    async def afford(self) -> None:
-        """Waits until the budget of request units is not overdrawn."""
-        while self._most_ru is not None:
-            moment = self._clock()
-            self._balance = min(self._most_ru, self._balance + (moment - self._paid_at) * self._most_ru)
-            self._paid_at = moment
-            if self._balance > 0:
-                return
-            await asyncio.sleep(min(1.0, -self._balance / self._most_ru + 0.001))
-
-    def pay(self, charge: float) -> None:
-        """Takes what a request has cost, which is known only afterwards."""
-        self._balance -= charge
-
-
-@dataclass(slots=True)
-class Spent:
-    """What the requests so far have cost, from the x-ms-request-charge of each answer."""
-
-    reads: int = 0
-    writes: int = 0
-    ru_read: float = 0.0
-    ru_written: float = 0.0
-    throttled: int = 0
-    repeated: int = 0
-
-
 class Requests:
     """An account's client on an event loop of its own; `call` runs a coroutine there from any thread."""
 
@@ -168,6 +112,7 @@ class Requests:
         self._options = options
         self._wait = DEFAULT_WAIT if options.wait is None else options.wait
         self._met = False
+        self._served_at = 0.0  # when a request last succeeded
         self._credential: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cosmos", daemon=True)
@@ -175,7 +120,12 @@ class Requests:
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine, run on the account's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # where it was us who were interrupted
+            raise
 
     def start(self) -> CosmosClient:
         """Signs in; raises StoreAccessDenied, ServiceUnreachable or UsageError."""
@@ -204,13 +154,17 @@ class Requests:
             no_response_on_write=True,
             user_agent_suffix="vehclass",
         )
-        await self.ask(lambda hook: self._client.__aenter__(), "signing in")
+        await self.single(lambda hook: self._client.__aenter__(), "signing in")
         return self._client
 
     def close(self) -> None:
         """Ends the connections and the loop."""
 
         async def end() -> None:
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
             if hasattr(self, "_client"):
                 await self._client.close()
             if self._credential is not None:
@@ -219,30 +173,37 @@ class Requests:
 
         if self._loop.is_closed():
             return
-        self.call(end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self.call(end())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
-    async def ask(self, request: Callable[[Hook], Awaitable[T]], what: str, *, write: bool = False) -> T:
+    async def ask(
+        self, request: Callable[[Hook], Awaitable[T]], what: str, *, write: bool = False, urgent: bool = False
+    ) -> T:
         """Runs a request that is safe to repeat, until it succeeds or the patience ends; its errors become ours.
 
-        `request` gets a response hook. HttpResponseError of a status that no repeat can mend is raised as it is.
+        `request` gets a response hook. HttpResponseError of a status that no repeat can mend is raised as it
+        is. An `urgent` request, such as a lease's, does not queue behind others, and its cost is counted.
         """
-        began = time.monotonic()
+        failing_since: float | None = None
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._once(request, write=write)
+                return await self._once(request, write=write, urgent=urgent)
             except (AzureError, ClientError, TimeoutError, OSError) as error:
-                status = error.status_code if isinstance(error, HttpResponseError) else None
-                if isinstance(error, ClientAuthenticationError) or (status is not None and status not in TRANSIENT):
+                if not self._may_pass(error):
                     raise
-                hint = _hint(error)
-                pause = hint if hint is not None else random.uniform(0.05, min(8.0, 0.2 * 2**attempt))
+                status, hint, moment = status_of(error), _hint(error), time.monotonic()
+                pause = hint if hint is not None else random.uniform(0.05, min(8.0, 0.2 * 2 ** min(attempt, 6)))
+                failing_since = moment if failing_since is None else failing_since
+                # A busy service that still serves others of ours will come to this one.
+                since = max(failing_since, self._served_at) if status == THROTTLED else failing_since
                 budget = self._wait if self._met or status is not None else min(self._wait, OPENING_SILENCE)
-                if time.monotonic() - began + pause > budget:
+                if moment - since + pause > budget:
                     raise ServiceUnreachable(service=self.url, reason=_reason(error, status)) from error
                 self.spent.throttled += status == THROTTLED
                 self.spent.repeated += 1
@@ -250,20 +211,32 @@ class Requests:
                     self._options.say(f"{self.url}: {_reason(error, status)} ({what}); again in {pause:.1f} s")
                 await asyncio.sleep(pause)
 
-    async def _once(self, request: Callable[[Hook], Awaitable[T]], *, write: bool) -> T:
+    def _may_pass(self, error: BaseException) -> bool:
+        """Whether the same request may succeed a little later."""
+        if isinstance(error, DecodeError):  # an answer that did not arrive whole
+            return True
+        status = status_of(error)
+        if isinstance(error, ClientAuthenticationError):  # a token that is renewed in mid-run may hit a passing fault
+            return self._met and (status is None or status in TRANSIENT)
+        detail = (status, int(getattr(error, "sub_status", None) or 0))
+        return status is None or status in TRANSIENT or detail in TRANSIENT_DETAIL
+
+    async def _once(self, request: Callable[[Hook], Awaitable[T]], *, write: bool, urgent: bool) -> T:
         charge = 0.0
 
         def hook(headers: Mapping[str, str], *_: object) -> None:
             nonlocal charge
             charge += float(headers.get("x-ms-request-charge", 0) or 0)
 
-        await self.pace.enter()
+        if not urgent:
+            await self.pace.enter()
         throttled = good = False
         try:
-            await self.pace.afford()
-            async with asyncio.timeout(self._options.timeout):
-                answer = await request(hook)
+            if not urgent:
+                await self.pace.afford()
+            answer = await request(hook)
             good = self._met = True
+            self._served_at = time.monotonic()
             return answer
         except HttpResponseError as error:
             throttled = error.status_code == THROTTLED
@@ -278,7 +251,19 @@ class Requests:
             else:
                 self.spent.reads += good
                 self.spent.ru_read += charge
-            await self.pace.leave(throttled=throttled, good=good)
+            if not urgent:
+                await self.pace.leave(throttled=throttled, good=good)
+
+    async def single(
+        self, request: Callable[[Hook], Awaitable[T]], what: str, *, write: bool = False, urgent: bool = False
+    ) -> T:
+        """`ask` for a request of one answer, which has to come within the time-out."""
+
+        async def in_time(hook: Hook) -> T:
+            async with asyncio.timeout(self._options.timeout):
+                return await request(hook)
+
+        return await self.ask(in_time, what, write=write, urgent=urgent)
 
     def attempt(self, coroutine: Coroutine[Any, Any, T], doing: str) -> T:
         """Runs a coroutine from any thread; what no repeat could mend becomes ours."""
@@ -294,9 +279,11 @@ class Requests:
                 raise first from group
             raise
 
-    async def upsert(self, container: Any, document: Document) -> None:
+    async def upsert(self, container: Any, document: Document, *, urgent: bool = False) -> None:
         """Writes a document under its id, whether it is there or not."""
-        await self.ask(lambda hook: container.upsert_item(document, response_hook=hook), "writing", write=True)
+        await self.single(
+            lambda hook: container.upsert_item(document, response_hook=hook), "writing", write=True, urgent=urgent
+        )
 
     async def document(self, container: Any, key: str) -> Document | None:
         """A document by its id, where the partition is the id; None when there is none.
@@ -304,32 +291,49 @@ class Requests:
         As a query, not a point read, so that nothing has to be made of an error: 2 to 3 RU instead of 1, a few
         times a run.
         """
-        found = await self.query(container, "SELECT * FROM c WHERE c.id = @id", id=key)
+        found = await self.query(container, "SELECT * FROM c WHERE c.id = @id", {"id": key}, partition=key)
         return found[0] if found else None
 
-    async def query(self, container: Any, query: str, **values: object) -> list[Any]:
-        """All that a query finds; a value that is None is not among its parameters."""
+    async def query(
+        self, container: Any, query: str, values: Mapping[str, object] | None = None, *, partition: str | None = None
+    ) -> list[Any]:
+        """All that a query finds; a value that is None is not among its parameters. Each page has to come in time."""
+        values = values or {}
         parameters = [{"name": f"@{name}", "value": value} for name, value in values.items() if value is not None]
+        where = {} if partition is None else {"partition_key": partition}
 
         async def read(hook: Hook) -> list[Any]:
-            found = container.query_items(query, parameters=parameters, response_hook=hook)
-            return [one async for one in found]
+            found: list[Any] = []
+            pages = container.query_items(query, parameters=parameters, response_hook=hook, **where).by_page()
+            while True:
+                async with asyncio.timeout(self._options.timeout):
+                    page = await anext(pages, None)
+                    if page is None:
+                        return found
+                    found += [one async for one in page]
 
-        return await self.ask(read, "reading")
+        return await self.ask(read, "reading", urgent=partition is not None)
 
-    async def number(self, container: Any, query: str, **values: object) -> int:
+    async def number(self, container: Any, query: str, values: Mapping[str, object] | None = None) -> int:
         """The one number that a query counts."""
-        return sum(int(one) for one in await self.query(container, query, **values))
+        found: list[int] = await self.query(container, query, values)
+        return sum(found)
 
     def explained(self, error: Exception, doing: str) -> VehclassError:
         """An error that no repeat can mend as ours."""
-        status = error.status_code if isinstance(error, HttpResponseError) else None
-        words = _first_words(error)
-        if isinstance(error, ClientAuthenticationError) and status is None:
+        if isinstance(error, ClientAuthenticationError):
             return StoreAccessDenied(url=self.url, reason="nobody is signed in to Azure here")
+        status, detail = status_of(error), getattr(error, "sub_status", None)
+        said = f"{_first_words(error)} ({doing}, status {status}{f'/{detail}' if detail else ''})"
         if status in (401, 403):
-            return StoreAccessDenied(url=self.url, reason=f"{words} ({doing})")
-        return StoreError(url=self.url, reason=f"{words} ({doing})")
+            return StoreAccessDenied(url=self.url, reason=said)
+        return StoreError(url=self.url, reason=said)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error; None when there was no answer, or none to its end."""
+    broken = isinstance(error, DecodeError)
+    return error.status_code if isinstance(error, HttpResponseError) and not broken else None
 
 
 def _hint(error: BaseException) -> float | None:
@@ -352,6 +356,8 @@ def _reason(error: BaseException, status: int | None) -> str:
 
 def _first_words(error: BaseException) -> str:
     """An SDK's message without its codes, ids and addresses."""
-    text = getattr(error, "http_error_message", None) or str(error)
-    first = (str(text).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"https?://\S+|\s+", " ", first).strip().rstrip(".")[:200]
+    text = str(getattr(error, "http_error_message", None) or error)
+    quoted = re.search(r'"message"\s*:\s*"([^"]*)"', text)
+    first = ((quoted[1] if quoted else text).strip().splitlines() or [""])[0]
+    words = re.sub(r"https?://\S+|\s+", " ", first).strip().rstrip(".")[:200]
+    return words or "the service refused"

@@ -4,6 +4,7 @@ A lease is a document that is changed only by who has read its last version (If-
 out by the service's own clock.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,12 +19,13 @@ from azure.cosmos.exceptions import (
     CosmosResourceNotFoundError,
 )
 
-from vehclass.errors import LeaseHeld, LeaseLost
+from vehclass.errors import LeaseHeld, LeaseLost, ServiceUnreachable
 from vehclass.records import LeaseClaim, ModelInfo, RunStart, RunTicket, Task, image_id, iso, now
 from vehclass.stores.cosmos_account import Document, Hook, Requests
 from vehclass.stores.options import StoreOptions
 
 DAY: Final = 86_400
+ROUNDS: Final = 20  # of reading and writing a document that others change, too
 LEASE_KEPT: Final = 7 * DAY  # a lease that nobody has touched for so long is deleted, and its fence starts anew
 RUN_COLUMNS: Final = (
     *("run_id", "command", "source", "model", "settings", "host", "started_at", "heartbeat_at", "finished_at"),
@@ -39,6 +41,7 @@ class RunBook:
         self._requests = requests
         self._runs = container
         self._options = options
+        self.held_until: dict[str, float] = {}  # by run: when its lease may pass on, by this machine's clock
 
     def take_lease(self, claim: LeaseClaim) -> RunTicket:
         """The lease on a source and a model, if nobody holds it; raises LeaseHeld."""
@@ -47,26 +50,41 @@ class RunBook:
     async def _take_lease(self, claim: LeaseClaim) -> RunTicket:
         mine = {"run_id": claim.run_id, "holder": claim.holder, "seconds": claim.seconds, "acquired_at": iso(now())}
         named = {"id": _lease_id(claim.key), "type": "lease", "lease_key": claim.key, "ttl": LEASE_KEPT}
-        fresh = {**named, "fence": 1, **mine}
-        while True:
-            try:
-                await self._requests.ask(
-                    lambda hook: self._runs.create_item(fresh, response_hook=hook), "taking the lease", write=True
-                )
-                return RunTicket(claim.run_id, claim.key, 1)
-            except CosmosResourceExistsError:
+        for attempt in range(ROUNDS):
+            until = awake() + claim.seconds
+            if await self._create({**named, "fence": 1, **mine}):
+                ticket = RunTicket(claim.run_id, claim.key, 1)
+            else:
                 held, moment = await self._lease(claim.key)
-            if held is None:
-                continue  # deleted between the two looks
-            if held["run_id"] == claim.run_id:  # taken before, but the answer was lost
-                return RunTicket(claim.run_id, claim.key, held["fence"])
-            if held["run_id"] is not None:
-                if moment < held["_ts"] + held["seconds"] and not claim.is_dead(held["holder"]):
-                    raise LeaseHeld(holder=f"{held['run_id']} on {held['holder'].split(' ')[0]}")
-                await self._end_dead_run(held["run_id"])
-            ticket = RunTicket(claim.run_id, claim.key, held["fence"] + 1)
-            if await self._replace(held, {**named, "fence": ticket.fence, **mine}):
-                return ticket
+                if held is None:  # deleted between the two looks, or a replica that is behind
+                    await asyncio.sleep(min(1.0, 0.05 * 2**attempt))
+                    continue
+                ticket = RunTicket(claim.run_id, claim.key, held["fence"] + 1)
+                if held["run_id"] == claim.run_id:  # taken before, but the answer was lost
+                    ticket = RunTicket(claim.run_id, claim.key, held["fence"])
+                elif held["run_id"] is not None:
+                    # Both times are whole seconds of the service's own clock.
+                    live = moment < held["_ts"] + held["seconds"] + (held["seconds"] > 0)
+                    if live and not claim.is_dead(held["holder"]):
+                        raise LeaseHeld(holder=f"{held['run_id']} on {held['holder'].split(' ')[0]}")
+                    await self._end_dead_run(held["run_id"])
+                if ticket.fence != held["fence"] and not await self._replace(
+                    held, {**named, "fence": ticket.fence, **mine}
+                ):
+                    continue
+            self.held_until[claim.run_id] = until
+            return ticket
+        raise ServiceUnreachable(service=self.url, reason="its lease changes hands, or cannot be read, again and again")
+
+    async def _create(self, document: Document) -> bool:
+        """Writes a document that is not there yet; False when it is."""
+        try:
+            await self._requests.single(
+                lambda hook: self._runs.create_item(document, response_hook=hook), "writing", write=True, urgent=True
+            )
+        except CosmosResourceExistsError:
+            return False
+        return True
 
     async def _lease(self, key: str) -> tuple[Document | None, float]:
         """A lease and the service's own present, which both sides of a dispute agree on."""
@@ -80,7 +98,7 @@ class RunBook:
             return dict(await self._runs.read_item(_lease_id(key), _lease_id(key), response_hook=listen))
 
         try:
-            found = await self._requests.ask(read, "reading the lease")
+            found = await self._requests.single(read, "reading the lease", urgent=True)
         except CosmosResourceNotFoundError:
             return None, time.time()
         stamp = next((value for name, value in said.items() if name.lower() == "date"), None)
@@ -89,7 +107,7 @@ class RunBook:
     async def _replace(self, held: Document, document: Document) -> bool:
         """Puts a document in the place of one that nobody has changed since it was read; False when somebody has."""
         try:
-            await self._requests.ask(
+            await self._requests.single(
                 lambda hook: self._runs.replace_item(
                     held["id"],
                     document,
@@ -97,8 +115,9 @@ class RunBook:
                     match_condition=MatchConditions.IfNotModified,
                     response_hook=hook,
                 ),
-                "writing the lease",
+                "writing",
                 write=True,
+                urgent=True,
             )
         except (CosmosAccessConditionFailedError, CosmosResourceNotFoundError):
             return False
@@ -115,9 +134,11 @@ class RunBook:
         """Keeps the lease for so long from now, and leaves a heartbeat; raises LeaseLost."""
 
         async def renew() -> None:
-            while True:  # our own answer may have been lost, and then the etag is another
+            for _ in range(ROUNDS):  # our own answer may have been lost, and then the etag is another
+                until = awake() + seconds
                 held = await self.must_hold_lease(ticket)
                 if await self._replace(held, {**_own(held), "seconds": seconds}):
+                    self.held_until[ticket.run_id] = until
                     break
             await self.change_run(ticket.run_id, heartbeat_at=iso(now()))
 
@@ -127,9 +148,12 @@ class RunBook:
         """Gives the lease back; nothing happens when it is another's by now."""
 
         async def free() -> None:
-            held, _ = await self._lease(ticket.lease_key)
-            if held is not None and (held["run_id"], held["fence"]) == (ticket.run_id, ticket.fence):
-                await self._replace(held, {**_own(held), "run_id": None})
+            for _ in range(ROUNDS):
+                held, _ = await self._lease(ticket.lease_key)
+                if held is None or (held["run_id"], held["fence"]) != (ticket.run_id, ticket.fence):
+                    return
+                if await self._replace(held, {**_own(held), "run_id": None}):
+                    return
 
         self._requests.attempt(free(), "freeing the lease")
 
@@ -140,7 +164,7 @@ class RunBook:
 
         async def begin() -> None:
             await self.must_hold(model)
-            await self._requests.upsert(self._runs, {**_run_document(start.run_id, self._options), **told})
+            await self._requests.upsert(self._runs, {**_run_document(start.run_id, self._options), **told}, urgent=True)
 
         self._requests.attempt(begin(), "writing the run")
 
@@ -151,21 +175,25 @@ class RunBook:
             for task in model.tasks
         ]
         named = {"id": f"model-{model.version}", "type": "model", "version": model.version, "name": model.name}
-        await self._requests.upsert(self._runs, {**named, "tasks": tasks, "first_used_at": iso(now())})
+        await self._create({**named, "tasks": tasks, "first_used_at": iso(now())})
 
     async def change_run(self, run_id: str, **changes: object) -> None:
-        """Changes what is said of a run."""
-        found = await self._requests.document(self._runs, f"run-{run_id}")
-        if found is not None:
-            await self._requests.upsert(self._runs, {**_own(found), **changes})
+        """Changes what is said of a run, unless somebody else does so in between: then of what they have said."""
+        for _ in range(ROUNDS):
+            found = await self._requests.document(self._runs, f"run-{run_id}")
+            if found is None or await self._replace(found, {**_own(found), **changes}):
+                return
 
     async def _end_dead_run(self, run_id: str) -> None:
         """A run whose lease has passed to another did not end by itself: it was killed."""
-        found = await self._requests.document(self._runs, f"run-{run_id}")
-        if found is not None and found["status"] == "running":
+        for _ in range(ROUNDS):
+            found = await self._requests.document(self._runs, f"run-{run_id}")
+            if found is None or found["status"] != "running":
+                return
             why = "killed; its work was taken up by a later run"
             ended = {"status": "interrupted", "finished_at": found["heartbeat_at"], "message": why}
-            await self._requests.upsert(self._runs, {**_own(found), **ended})
+            if await self._replace(found, {**_own(found), **ended}):
+                return
 
     def runs(self, *, limit: int, run_id: str | None = None, failed: bool = False) -> list[dict[str, Any]]:
         """Runs, the latest first."""
@@ -173,7 +201,7 @@ class RunBook:
         where += " AND c.run_id = @run_id" if run_id is not None else ""
         where += " AND (NOT IS_DEFINED(c.exit_code) OR c.exit_code = null OR c.exit_code != 0)" if failed else ""
         query = f"SELECT TOP {limit:d} * FROM c WHERE {where} ORDER BY c.started_at DESC"
-        found = self._requests.attempt(self._requests.query(self._runs, query, run_id=run_id), "reading runs")
+        found = self._requests.attempt(self._requests.query(self._runs, query, {"run_id": run_id}), "reading runs")
         return [{name: one.get(name) for name in RUN_COLUMNS} for one in found]
 
     def models(self) -> list[ModelInfo]:
@@ -202,17 +230,14 @@ class RunBook:
 
         async def write() -> None:
             for run in runs:
-                document = {**_run_document(run["run_id"], self._options), **run}
-                try:
-                    await self._requests.ask(
-                        lambda hook, one=document: self._runs.create_item(one, response_hook=hook),  # type: ignore[misc]  # bound now
-                        "writing a run",
-                        write=True,
-                    )
-                except CosmosResourceExistsError:
-                    continue
+                await self._create({**_run_document(run["run_id"], self._options), **run})
 
         self._requests.attempt(write(), "writing runs")
+
+
+def awake() -> float:
+    """Seconds on a clock that nobody sets and that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _lease_id(key: str) -> str:
