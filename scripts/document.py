@@ -15,7 +15,7 @@ from vehclass.settings import Settings  # noqa: E402  (found by the line above, 
 COMMANDS = [
     *("", "classify-batch", "classify", "train"),
     *("results list", "results show", "results export", "runs list", "runs show"),
-    *("model show", "store init", "store check", "doctor"),
+    *("model show", "store init", "store check", "store copy", "doctor"),
 ]
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -458,6 +458,7 @@ class TdsServer:
     def __init__(self, answer: Answer | None = None, tls: tuple[Path, Path] | None = None) -> None:
         self.answer: Answer = answer or (lambda request: Done())
         self.login: Callable[[Login], Reply | None] = lambda login: None
+        self.ended: Callable[[int], None] = lambda connection: None  # told when a connection is over
         self.requests: list[Request] = []
         self.logins: list[Login] = []
         self.failures: list[Exception] = []  # of `answer`, or of reading; the first is raised at the end
@@ -509,7 +510,10 @@ class TdsServer:
         try:
             connection = self._sign_in(wire)
             if connection:
-                Session(self, wire, connection).run()
+                try:
+                    Session(self, wire, connection).run()
+                finally:
+                    self.ended(connection)
         except OSError:  # the client has gone, or the test wanted it so, or it waited too long
             pass
         except Exception as e:

@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SAMPLE, Answer, free_port
-from tests.tds import Error, Hang, Login, Reply, Request, Reset, TdsServer
+from tests.tds import Error, Hang, Login, Reply, Request, Reset, Rows, TdsServer
 from tests.test_stores import MODEL, TRUNCATED, WHEN, begin, classified, failed, new, ref, rows
 from tests.tsql_standin import Engine
 from vehclass.errors import (
@@ -25,10 +26,10 @@ from vehclass.errors import (
     UsageError,
     VehclassError,
 )
-from vehclass.records import RunTicket
+from vehclass.records import RunEnd, RunTicket
 from vehclass.stores import azure_sql_login, open_store
 from vehclass.stores.azure_sql import AzureSqlDatabase
-from vehclass.stores.azure_sql_errors import TRANSIENT
+from vehclass.stores.azure_sql_errors import TRANSIENT, Trouble
 from vehclass.stores.azure_sql_login import Login as Credentials
 from vehclass.stores.azure_sql_login import login_of, parse_keywords
 from vehclass.stores.options import StoreOptions
@@ -79,7 +80,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     engine, clock, said = Engine(tmp_path / "behind.db"), Clock(), list[str]()
-    server = TdsServer(answer=engine.answer)
+    server = engine.server()
     with server.running():
         options = StoreOptions(wait=120, timeout=2, say=said.append)
         login = login_of(f"mssql://sa:secret@127.0.0.1:{server.port}/db?encrypt=no", options)
@@ -194,6 +195,37 @@ class TestRepeated:
         assert lost
         assert begin(bench.store, "run-2").fence == 2
 
+    @pytest.mark.parametrize(
+        ("statement", "reply"),
+        [
+            (
+                "save_images",
+                Error(0, "A severe error occurred on the current command. The results should be discarded."),
+            ),
+            ("save_images", Error(33557097, "terminating connection due to administrator command")),
+            (
+                "commit_transaction",
+                Error(3902, "The COMMIT TRANSACTION request has no corresponding BEGIN TRANSACTION."),
+            ),
+        ],
+    )
+    def test_a_server_that_goes_down_says_so_in_its_own_words(
+        self, bench: Bench, ticket: RunTicket, statement: str, reply: Reply
+    ) -> None:
+        bench.trouble(statement, reply)
+        save(bench, ticket)
+        assert len(bench.clock.slept) == 1
+        is_saved_once(bench)
+
+    def test_a_lock_on_the_tables_that_somebody_keeps(self, bench: Bench) -> None:
+        bench.engine._made = False
+        bench.trouble("lock_migration", Rows(("got",), [(-1,)]), Rows(("got",), [(-1,)]))
+        before = len(bench.server.logins)
+        bench.store._db.open(create=True)  # type: ignore[attr-defined]
+        assert len(bench.clock.slept) == 2
+        assert len(bench.server.logins) == before + 2  # no transaction is begun inside of one that was left
+        assert bench.store._db.schema_version == 1
+
     def test_a_reader_is_repeated_too(self, bench: Bench, ticket: RunTicket) -> None:
         save(bench, ticket)
         bench.trouble("runs", Error(40197), Reset())
@@ -224,6 +256,21 @@ class TestFailsAtOnce:
         assert bench.times("save_images") == 1
         assert "commit_transaction" not in bench.engine.names[bench.engine.names.index("save_images") :]
 
+    def test_a_number_in_a_name_is_no_error_number(self) -> None:
+        said = (
+            "[22001] [Microsoft][ODBC Driver 18 for SQL Server][SQL Server]String or binary data would be truncated in "
+            "column 'x'. Truncated value: 'IMG (1205) x'. (2628) (SQLExecDirectW); [22001] [Microsoft][ODBC Driver 18 for "
+            "SQL Server][SQL Server]The statement has been terminated. (3621)"
+        )
+        assert Trouble("save_images", "22001", said).numbers == {2628, 3621}
+
+    def test_a_database_that_is_not_there(self, bench: Bench) -> None:
+        bench.server.login = lambda login: Error(4060, "Cannot open database.", severity=11)
+        began = time.monotonic()
+        with pytest.raises(ServiceUnreachable, match="none of that name"):
+            open_store(f"mssql://sa:secret@127.0.0.1:{bench.server.port}/no?encrypt=no", options=StoreOptions(wait=2))
+        assert time.monotonic() - began < 10
+
     def test_a_login_that_is_refused(self, bench: Bench) -> None:
         bench.server.login = lambda login: Error(18456, "Login failed for user 'sa'.", severity=14)
         with pytest.raises(StoreAccessDenied, match="does not let this user in"):
@@ -250,8 +297,6 @@ class TestFailsAtOnce:
 
     def test_of_a_newer_vehclass_and_of_none(self, bench: Bench) -> None:
         url = f"mssql://sa:secret@127.0.0.1:{bench.server.port}/db?encrypt=no"
-        from tests.tds import Rows
-
         for version, kind in ((99, StoreForeign), (-1, StoreForeign), (0, StoreNotFound)):
             bench.always("schema_version", Rows(("version",), [(version,)]))
             with pytest.raises(kind):
@@ -260,7 +305,7 @@ class TestFailsAtOnce:
     def test_tables_that_this_user_may_not_make(self, bench: Bench) -> None:
         url = f"mssql://sa:secret@127.0.0.1:{bench.server.port}/db?encrypt=no"
         bench.engine._made = False
-        bench.always("make_migration_table", Error(262, "CREATE TABLE permission denied in database 'db'."))
+        bench.always("migration", Error(262, "CREATE TABLE permission denied in database 'db'."))
         with pytest.raises(StoreAccessDenied, match=r"administrator.*store init --store mssql://127.0.0.1"):
             open_store(url, create=True, options=StoreOptions(wait=5))
 
@@ -279,6 +324,24 @@ def test_round_trips_do_not_grow_with_the_batch(bench: Bench, ticket: RunTicket)
     assert len(bench.engine.names) - before == 1
 
 
+def test_what_is_none_is_no_question_to_the_server(bench: Bench, ticket: RunTicket) -> None:
+    save(bench, ticket)
+    rows(bench.store, "predictions")
+    bench.store.end_run("run-1", RunEnd("done", 0, None, 2, 2))
+    assert not [request for request in bench.server.requests if "describe" in request.sql]
+    assert bench.store.runs(limit=1)[0]["message"] is None
+
+
+def test_no_null_travels_in_json(bench: Bench, ticket: RunTicket) -> None:
+    """Databases differ in what they make of one."""
+    save(bench, ticket)
+    bench.store.restore_runs([{**bench.store.runs(limit=1)[0], "run_id": "run-0"}])
+    sent = [value for request in bench.server.requests for value in request.values if str(value).startswith("[")]
+    assert sent
+    assert not any("null" in str(value) for value in sent)
+    assert bench.store.runs(limit=1, run_id="run-0")[0]["finished_at"] is None
+
+
 def test_times_and_names_arrive_as_they_are(bench: Bench, ticket: RunTicket) -> None:
     bench.store.save([classified("Auto/🚗 ä'; DROP TABLE image; --\n.jpg")], MODEL, ticket, max_attempts=3)
     (row,) = rows(bench.store, "predictions", task="view")
@@ -290,10 +353,8 @@ def test_times_and_names_arrive_as_they_are(bench: Bench, ticket: RunTicket) -> 
 
 class TestSigningIn:
     def test_a_token_and_a_new_one_before_it_ends(self, bench: Bench) -> None:
-        ends = iter([1e12, 0.0, 1e12])
-
         def token() -> Any:
-            return SimpleNamespace(token="tök.en", expires_on=next(ends))
+            return SimpleNamespace(token="tök.en", expires_on=1e12)
 
         string = parse_keywords(
             login_of(f"mssql://a:b@127.0.0.1:{bench.server.port}/db?encrypt=no", StoreOptions()).connection_string
@@ -305,16 +366,24 @@ class TestSigningIn:
         database.query("sources")
         database.query("sources")
         assert [login.access_token for login in bench.server.logins[before:]] == ["tök.en"]
-        database._mine.until = 0.0
-        database.query("sources")  # gets the token that ends at once, so the next needs another
-        database.transact(lambda: database.query("sources"))
-        assert len(bench.server.logins) - before == 3
+        database._mine.until = 0.0  # as if its token were about to end
+        database.query("sources")
+        assert len(bench.server.logins) - before == 2
+
+        def long_work() -> None:
+            database._mine.until = 0.0
+            database.query("sources")  # a transaction stays on its connection
+
+        database.transact(long_work)
+        assert len(bench.server.logins) - before == 2
         database.close()
 
     def test_the_token_is_packed_as_the_driver_wants_it(self) -> None:
-        packed, until = Credentials("u", "", token=lambda: SimpleNamespace(token="ab", expires_on=1000)).attributes()
+        packed, until = Credentials("u", "", token=lambda: SimpleNamespace(token="ab", expires_on=9e9)).attributes()
         assert packed == {1256: struct.pack("<I", 4) + b"a\0b\0"}
-        assert until == 700
+        assert until == 9e9 - 300
+        _, until = Credentials("u", "", token=lambda: SimpleNamespace(token="ab", expires_on=1)).attributes()
+        assert until > time.time() + 50  # not for each statement anew
 
     def test_a_password_with_everything_in_it(self, bench: Bench) -> None:
         word = "p;w}d={x}%20&"
@@ -377,7 +446,7 @@ class TestSigningIn:
 class TestFromTheCommandLine:
     def test_a_night_on_azure_sql(self, vehclass: Callable[..., Answer], drawn: Path, tmp_path: Path) -> None:
         engine = Engine(tmp_path / "behind.db")
-        server = TdsServer(answer=engine.answer)
+        server = engine.server()
         with server.running():
             url = f"mssql://127.0.0.1:{server.port}/db?encrypt=no"
             who = {"AZURE_SQL_USER": "night", "AZURE_SQL_PASSWORD": "canary-7", "VEHCLASS_STORE": url}
@@ -412,7 +481,7 @@ class TestFromTheCommandLine:
         self, vehclass: Callable[..., Answer], drawn: Path, tmp_path: Path
     ) -> None:
         engine = Engine(tmp_path / "behind.db")
-        server = TdsServer(answer=engine.answer)
+        server = engine.server()
         engine.before = lambda name, request: (
             Reset() if name == "save_outcomes" and engine.names.count("save_outcomes") > 1 else None
         )

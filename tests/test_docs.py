@@ -46,7 +46,9 @@ def test_options_that_are_written_of_exist(page: Path) -> None:
         "--check",
         "--password",
     }
-    written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+    # The Azure CLI's options are its own affair.
+    text = re.sub(r"^ *(?:\w+=)?az (?:.*\\\n)*.*$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert written <= known
 
 

@@ -99,7 +99,7 @@ def test_nothing_is_kept_when_it_goes_well(
     vehclass: Callable[..., Answer], tmp_path: Path, drawn: Path, cosmos: Cosmos
 ) -> None:
     engine = Engine(tmp_path / "behind.db")
-    server = TdsServer(answer=engine.answer)
+    server = engine.server()
     with server.running():
         url = f"mssql://night:{CANARY}@127.0.0.1:{server.port}/db?encrypt=no"
         done = vehclass("classify-batch", "-c", drawn, "-m", SAMPLE, "--store", url, "--json", VEHCLASS_STORE=url)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cosmos
-from tests.tds import TdsServer
 from tests.tsql_standin import Engine
 from vehclass.errors import LeaseHeld, LeaseLost, StoreBusy, StoreError, StoreForeign, StoreNotFound, UsageError
 from vehclass.records import (
@@ -87,7 +86,7 @@ def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[
             case "azure-sql":
                 # Through pyodbc and Microsoft's driver to a stand-in: all of ours but the T-SQL itself.
                 engine = Engine(folder / "behind.db")
-                server = stack.enter_context(TdsServer(answer=engine.answer).running())
+                server = stack.enter_context(engine.server().running())
                 stack.callback(engine.close)
                 url = f"mssql://sa:secret@127.0.0.1:{server.port}/db?encrypt=no"
             case "sql-server":

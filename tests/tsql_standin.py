@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from tests.tds import Done, Error, Hang, Reply, Request, Reset, Rows
+from tests.tds import Done, Error, Hang, Reply, Request, Reset, Rows, TdsServer
 from vehclass.stores import sqlite as ours
 from vehclass.stores.azure_sql import AzureSqlDatabase, batches
 from vehclass.stores.queries import migrations, named_queries
@@ -58,10 +58,8 @@ class Engine:
                 return Rows(("version",), [(int(self._made),)])
             case "lock_migration":
                 return Rows(("got",), [(0,)])
-            case "make_migration_table" | "migration":
-                return Done()
-            case "add_migration":
-                self._made = True
+            case "migration":
+                self._made = self._made or "INSERT INTO dbo.schema_migration" in request.sql
                 return Done()
             case "missing_rights":
                 return Rows(("name", "permission"), [])
@@ -83,7 +81,9 @@ class Engine:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 return Done()
-        values = dict(zip(_parameters(request.sql), request.values, strict=True))
+        sent = iter(request.values)
+        values = {one: next(sent) if bound else None for one, bound in _parameters(request.sql)}
+        assert next(sent, None) is None
         cursor = connection.cursor()
         for statement in ours.statements(named_queries("sqlite")[name].text):
             cursor.execute(statement, values)
@@ -105,6 +105,12 @@ class Engine:
                 self._connections[number] = made
             return self._connections[number]
 
+    def server(self) -> TdsServer:
+        """A server that answers out of this."""
+        made = TdsServer(answer=self.answer)
+        made.ended = self.hang_up
+        return made
+
     def hang_up(self, number: int) -> None:
         """What the server does when a connection ends: its transaction is undone."""
         with self._guard:
@@ -117,13 +123,10 @@ class Engine:
             self.hang_up(number)
 
 
-def _parameters(sql: str) -> list[str]:
-    declared = sql.split("\n", 2)[1].removeprefix("DECLARE ")
-    return (
-        [part.strip().split(" ")[0].lstrip("@") for part in re.split(r" = @P\d+[,;]? ?", declared) if part]
-        if declared
-        else []
-    )
+def _parameters(sql: str) -> list[tuple[str, bool]]:
+    """The declared parameters, and whether each came with a value."""
+    declared = sql.split("\n", 2)[1].removeprefix("DECLARE ").rstrip(";")
+    return [(one, bool(value)) for one, value in re.findall(r"@(\w+) [A-Z]\w+(?:\(\w+\))?( = @P\d+)?", declared)]
 
 
 def _typed(name: str, column: str, value: object) -> object:

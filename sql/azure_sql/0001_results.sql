@@ -1,12 +1,21 @@
 -- Where results live in Azure SQL Database. Join the views (image_prediction, image_probability,
 -- image_failure) and read image and run; the tables below them hold the same once, under whole numbers.
--- `vehclass store init` runs this file, or a database administrator does, in sqlcmd or any query tool.
+-- `vehclass store init` runs this file in one transaction, or a database administrator does, in a query tool or
+-- with `sqlcmd -b -I`. It records itself in schema_migration, by which vehclass knows its tables.
 --
 -- Text compares by its code points (BIN2), so that Clean and clean are two labels and a name is found as
 -- it is spelled, whatever the database's own collation. Names have no length limit, since a folder's may
 -- be longer than a blob's 1,024 characters; what is indexed stays below 900 bytes. Times are UTC.
 
 SET QUOTED_IDENTIFIER ON; -- sqlcmd leaves it off, and an index with a WHERE needs it
+GO
+
+IF OBJECT_ID(N'dbo.schema_migration') IS NULL
+  CREATE TABLE dbo.schema_migration (
+    version    INT           NOT NULL CONSTRAINT schema_migration_once PRIMARY KEY,
+    name       NVARCHAR(200) NOT NULL,
+    applied_at DATETIME2(3)  NOT NULL
+  );
 GO
 
 -- One row per photo, at the content that was last worked on.
@@ -175,4 +184,9 @@ FROM dbo.outcome AS o
 INNER JOIN dbo.model AS m ON m.model_seq = o.model_seq
 INNER JOIN dbo.[image] AS i ON i.image_seq = o.image_seq
 WHERE o.status <> 'classified';
+GO
+
+INSERT INTO dbo.schema_migration (version, name, applied_at)
+SELECT 1, N'0001_results.sql', SYSUTCDATETIME()
+WHERE NOT EXISTS (SELECT 1 FROM dbo.schema_migration WHERE version = 1);
 GO

@@ -1,6 +1,7 @@
 -- The least that a nightly run needs, for a contained user of this database; run it as an administrator
 -- after 0001_results.sql. Replace vehclass-night by the name of the managed identity (or app registration)
--- that runs `vehclass classify-batch`. It may neither change the schema nor drop anything.
+-- that runs `vehclass classify-batch`. It may neither change the schema nor drop anything. On a SQL Server without
+-- Entra ID, write CREATE USER [vehclass-night] FOR LOGIN [...] instead.
 CREATE USER [vehclass-night] FROM EXTERNAL PROVIDER;
 GO
 
@@ -23,3 +24,4 @@ GO
 -- GRANT SELECT ON dbo.image_failure TO [analysts];
 -- GRANT SELECT ON dbo.[image] TO [analysts];
 -- GRANT SELECT ON dbo.run TO [analysts];
+-- GRANT SELECT ON dbo.schema_migration TO [analysts]; -- for `vehclass results`, which looks whose tables these are

@@ -1,6 +1,6 @@
 -- What vehclass runs on Azure SQL, each under its name: a statement, or several that go together. The
 -- parameters are declared with these types before the text; a batch travels as JSON parameters, so that the
--- number of round trips does not grow with it. Text from JSON is given the tables' collation where it is
+-- number of round trips does not grow with it, and without nulls: '' and -1 stand for them. Text from JSON is given the tables' collation where it is
 -- compared. Rows are locked in the order of their keys (LOOP JOIN, FORCE ORDER from a table that has them as its primary
 -- key), so that two writers wait for each other instead of deadlocking.
 
@@ -20,6 +20,7 @@ WHERE COALESCE(HAS_PERMS_BY_NAME(w.name, N'OBJECT', w.permission), 0) = 0
 ORDER BY w.name, w.permission;
 
 -- name: begin_transaction
+IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION;
 SET XACT_ABORT ON;
 BEGIN TRANSACTION;
 
@@ -35,19 +36,6 @@ DECLARE @got INT;
 EXECUTE @got = sp_getapplock
   @Resource = N'vehclass.migration', @LockMode = N'Exclusive', @LockOwner = N'Transaction', @LockTimeout = 20000;
 SELECT @got AS got;
-
--- name: add_migration
--- parameters: @version INT, @name NVARCHAR(200), @now CHAR(24)
-INSERT INTO dbo.schema_migration (version, name, applied_at)
-VALUES (@version, @name, CAST(LEFT(@now, 23) AS DATETIME2(3)));
-
--- name: make_migration_table
-IF OBJECT_ID(N'dbo.schema_migration') IS NULL
-  CREATE TABLE dbo.schema_migration (
-    version    INT           NOT NULL CONSTRAINT schema_migration_once PRIMARY KEY,
-    name       NVARCHAR(200) NOT NULL,
-    applied_at DATETIME2(3)  NOT NULL
-  );
 
 -- name: add_model
 -- parameters: @version NVARCHAR(64), @name NVARCHAR(200), @now CHAR(24)
@@ -104,9 +92,11 @@ ORDER BY p.position;
 
 -- name: holds_lease
 -- parameters: @lease_key NVARCHAR(MAX), @fence BIGINT, @run_id NVARCHAR(64)
--- Held until the transaction ends, so that the lease does not pass on between this look and the writing.
-SELECT 1 AS held FROM dbo.lease WITH (HOLDLOCK)
+-- Written, so that the row is locked until the transaction ends, on any isolation level: the lease does not
+-- pass on between this look and the writing.
+UPDATE dbo.lease SET fence = fence
 WHERE lease_id = HASHBYTES('SHA2_256', @lease_key) AND fence = @fence AND run_id = @run_id;
+SELECT 1 AS held WHERE @@ROWCOUNT = 1;
 
 -- name: save_images
 -- parameters: @images NVARCHAR(MAX), @now CHAR(24)
@@ -127,7 +117,7 @@ DECLARE @batch TABLE (
 );
 INSERT INTO @batch (image_id, position, source, name, etag, size, modified_at, width, height, format, sha256)
 SELECT j.image_id, j.position, j.source, j.name, j.etag, j.size, CAST(LEFT(j.modified_at, 23) AS DATETIME2(3)),
-       j.width, j.height, j.format, j.sha256
+       NULLIF(j.width, -1), NULLIF(j.height, -1), NULLIF(j.format, N''), NULLIF(j.sha256, '')
 FROM OPENJSON(@images) WITH (
   position INT '$[0]', image_id CHAR(32) '$[1]', source NVARCHAR(MAX) '$[2]', name NVARCHAR(MAX) '$[3]',
   etag NVARCHAR(256) '$[4]', size BIGINT '$[5]', modified_at CHAR(24) '$[6]', width INT '$[7]', height INT '$[8]',
@@ -141,6 +131,7 @@ INSERT INTO @known (image_id)
 SELECT i.image_id
 FROM @batch AS b
 INNER JOIN dbo.[image] AS i WITH (UPDLOCK, HOLDLOCK) ON i.image_id = b.image_id
+ORDER BY b.image_id
 OPTION (LOOP JOIN, FORCE ORDER);
 
 UPDATE i SET
@@ -183,7 +174,7 @@ DECLARE @batch TABLE (
   permanent BIT           NOT NULL
 );
 INSERT INTO @batch (image_seq, etag, stage, code, message, permanent)
-SELECT j.image_seq, j.etag, j.stage, j.code, j.message, j.permanent
+SELECT j.image_seq, j.etag, NULLIF(j.stage, ''), NULLIF(j.code, N''), NULLIF(j.message, N''), j.permanent
 FROM OPENJSON(@outcomes) WITH (
   image_seq BIGINT '$[0]', etag NVARCHAR(256) '$[1]', stage VARCHAR(16) '$[2]', code NVARCHAR(64) '$[3]',
   message NVARCHAR(MAX) '$[4]', permanent BIT '$[5]') AS j;
@@ -195,6 +186,7 @@ INSERT INTO @known (image_seq)
 SELECT o.image_seq
 FROM @batch AS b
 INNER JOIN dbo.outcome AS o WITH (UPDLOCK, HOLDLOCK) ON o.model_seq = @model_seq AND o.image_seq = b.image_seq
+ORDER BY b.image_seq
 OPTION (LOOP JOIN, FORCE ORDER);
 
 -- A photo that is answered again, or now fails, keeps no answer of before. Whoever holds the outcome's key
@@ -202,16 +194,19 @@ OPTION (LOOP JOIN, FORCE ORDER);
 IF EXISTS (SELECT 1 FROM @known)
 BEGIN
   DELETE p
-  FROM dbo.prediction AS p
-  INNER JOIN @known AS k ON k.image_seq = p.image_seq
-  WHERE p.task_seq IN (SELECT t.task_seq FROM dbo.task AS t WHERE t.model_seq = @model_seq);
+  FROM dbo.task AS t
+  CROSS JOIN @known AS k
+  INNER JOIN dbo.prediction AS p ON p.task_seq = t.task_seq AND p.image_seq = k.image_seq
+  WHERE t.model_seq = @model_seq
+  OPTION (LOOP JOIN, FORCE ORDER);
 
-  DELETE p
-  FROM dbo.probability AS p
-  INNER JOIN @known AS k ON k.image_seq = p.image_seq
-  WHERE p.label_seq IN (
-    SELECT l.label_seq FROM dbo.label AS l INNER JOIN dbo.task AS t ON t.task_seq = l.task_seq
-    WHERE t.model_seq = @model_seq);
+  DELETE r
+  FROM dbo.task AS t
+  INNER JOIN dbo.label AS l ON l.task_seq = t.task_seq
+  CROSS JOIN @known AS k
+  INNER JOIN dbo.probability AS r ON r.label_seq = l.label_seq AND r.image_seq = k.image_seq
+  WHERE t.model_seq = @model_seq
+  OPTION (LOOP JOIN, FORCE ORDER);
 
   UPDATE o SET
     attempts = CASE WHEN o.etag <> b.etag OR o.status = 'classified' THEN 1
@@ -226,7 +221,8 @@ BEGIN
     etag = b.etag, stage = b.stage, code = b.code, message = b.message, run_id = @run_id,
     finished_at = CAST(LEFT(@now, 23) AS DATETIME2(3))
   FROM @batch AS b
-  INNER JOIN dbo.outcome AS o ON o.model_seq = @model_seq AND o.image_seq = b.image_seq;
+  INNER JOIN dbo.outcome AS o ON o.model_seq = @model_seq AND o.image_seq = b.image_seq
+  OPTION (LOOP JOIN, FORCE ORDER);
 END;
 
 INSERT INTO dbo.outcome
@@ -506,7 +502,8 @@ INNER JOIN dbo.[image] AS i ON i.image_id = j.image_id COLLATE Latin1_General_10
 
 UPDATE o SET etag = b.etag, status = b.status, attempts = b.attempts, run_id = b.run_id, finished_at = b.finished_at
 FROM @batch AS b
-INNER JOIN dbo.outcome AS o ON o.model_seq = @model_seq AND o.image_seq = b.image_seq;
+INNER JOIN dbo.outcome AS o ON o.model_seq = @model_seq AND o.image_seq = b.image_seq
+OPTION (LOOP JOIN, FORCE ORDER);
 
 UPDATE i SET first_seen_at = b.first_seen_at
 FROM @batch AS b
@@ -518,8 +515,9 @@ INNER JOIN dbo.[image] AS i ON i.image_seq = b.image_seq AND i.first_seen_at > b
 INSERT INTO dbo.run (run_id, command, source, model, settings, host, started_at, heartbeat_at, finished_at, status,
                      exit_code, message, listed, new, classified, failed, quarantined, needs_review)
 SELECT j.run_id, j.command, j.source, j.model, j.settings, j.host, CAST(LEFT(j.started_at, 23) AS DATETIME2(3)),
-       CAST(LEFT(j.heartbeat_at, 23) AS DATETIME2(3)), CAST(LEFT(j.finished_at, 23) AS DATETIME2(3)), j.status,
-       j.exit_code, j.message, j.listed, j.new, j.classified, j.failed, j.quarantined, j.needs_review
+       CAST(LEFT(j.heartbeat_at, 23) AS DATETIME2(3)), CAST(NULLIF(LEFT(j.finished_at, 23), '') AS DATETIME2(3)),
+       j.status, NULLIF(j.exit_code, -1), NULLIF(j.message, N''), NULLIF(j.listed, -1), NULLIF(j.new, -1),
+       NULLIF(j.classified, -1), NULLIF(j.failed, -1), NULLIF(j.quarantined, -1), NULLIF(j.needs_review, -1)
 FROM OPENJSON(@runs) WITH (
   run_id NVARCHAR(64), command NVARCHAR(64), source NVARCHAR(MAX), model NVARCHAR(300), settings NVARCHAR(MAX),
   host NVARCHAR(256), started_at CHAR(24), heartbeat_at CHAR(24), finished_at CHAR(24), status VARCHAR(16),

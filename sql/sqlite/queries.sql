@@ -42,7 +42,7 @@ SELECT 1 FROM lease WHERE lease_key = :lease_key AND fence = :fence AND run_id =
 -- answers each one's position and number.
 INSERT INTO image (image_id, source, name, etag, size, modified_at, width, height, format, sha256, first_seen_at)
 SELECT value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-       value ->> 7, value ->> 8, value ->> 9, value ->> 10, :now
+       nullif(value ->> 7, -1), nullif(value ->> 8, -1), nullif(value ->> 9, ''), nullif(value ->> 10, ''), :now
 FROM json_each(:images)
 WHERE true ON CONFLICT (image_id) DO UPDATE SET
   etag = excluded.etag, size = excluded.size, modified_at = excluded.modified_at,
@@ -61,9 +61,9 @@ SELECT j.value ->> 0, i.image_seq FROM json_each(:images) AS j CROSS JOIN image 
 -- The attempts are the runs that tried: the same batch saved twice by one run is one attempt.
 INSERT INTO outcome (model_seq, image_seq, etag, status, stage, code, message, attempts, run_id, finished_at)
 SELECT :model_seq, value ->> 0, value ->> 1,
-       CASE WHEN value ->> 2 IS NULL THEN 'classified'
+       CASE WHEN value ->> 2 = '' THEN 'classified'
             WHEN value ->> 5 OR :max_attempts <= 1 THEN 'quarantined' ELSE 'failed' END,
-       value ->> 2, value ->> 3, value ->> 4, 1, :run_id, :now
+       nullif(value ->> 2, ''), nullif(value ->> 3, ''), nullif(value ->> 4, ''), 1, :run_id, :now
 FROM json_each(:outcomes)
 WHERE true ON CONFLICT (model_seq, image_seq) DO UPDATE SET
   attempts = CASE WHEN outcome.etag <> excluded.etag OR outcome.status = 'classified' THEN 1
@@ -77,11 +77,11 @@ WHERE true ON CONFLICT (model_seq, image_seq) DO UPDATE SET
 -- A photo that was replaced and now fails keeps no answer of its former content.
 DELETE FROM prediction
 WHERE task_seq IN (SELECT task_seq FROM task WHERE model_seq = :model_seq)
-  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 IS NOT NULL);
+  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 <> '');
 
 DELETE FROM probability
 WHERE label_seq IN (SELECT label_seq FROM label JOIN task USING (task_seq) WHERE model_seq = :model_seq)
-  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 IS NOT NULL);
+  AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 <> '');
 
 INSERT INTO prediction (task_seq, image_seq, label_seq, probability, needs_review)
 SELECT l.task_seq, j.value ->> 0, l.label_seq, j.value ->> 2, j.value ->> 3
@@ -294,7 +294,8 @@ FROM json_each(:outcomes) AS j WHERE image.image_id = j.value ->> 0;
 INSERT INTO run (run_id, command, source, model, settings, host, started_at, heartbeat_at, finished_at, status,
                  exit_code, message, listed, new, classified, failed, quarantined, needs_review)
 SELECT value ->> 'run_id', value ->> 'command', value ->> 'source', value ->> 'model', value ->> 'settings',
-       value ->> 'host', value ->> 'started_at', value ->> 'heartbeat_at', value ->> 'finished_at', value ->> 'status',
-       value ->> 'exit_code', value ->> 'message', value ->> 'listed', value ->> 'new', value ->> 'classified',
-       value ->> 'failed', value ->> 'quarantined', value ->> 'needs_review'
+       value ->> 'host', value ->> 'started_at', value ->> 'heartbeat_at', nullif(value ->> 'finished_at', ''),
+       value ->> 'status', nullif(value ->> 'exit_code', -1), nullif(value ->> 'message', ''), nullif(value ->> 'listed', -1),
+       nullif(value ->> 'new', -1), nullif(value ->> 'classified', -1), nullif(value ->> 'failed', -1),
+       nullif(value ->> 'quarantined', -1), nullif(value ->> 'needs_review', -1)
 FROM json_each(:runs) WHERE true ON CONFLICT (run_id) DO NOTHING;

@@ -17,8 +17,7 @@ from typing import Any, Final, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vehclass.errors import StoreAccessDenied, StoreError, StoreForeign, StoreNotFound, UsageError
-from vehclass.records import iso, now
-from vehclass.stores.azure_sql_errors import Hope, Trouble, pause_before
+from vehclass.stores.azure_sql_errors import CANNOT_OPEN, Hope, Trouble, pause_before
 from vehclass.stores.azure_sql_login import Login, login_of, used_up
 from vehclass.stores.options import StoreOptions
 from vehclass.stores.queries import migrations, named_queries
@@ -30,6 +29,10 @@ Results = tuple[list[str], list[Row]]  # names of the columns, rows
 DEFAULT_WAIT: Final = 120.0  # seconds; a serverless database that sleeps needs about one minute to wake up
 KNOCK_SECONDS: Final = 5.0
 OPENING_SILENCE: Final = 10.0  # for a server that nobody answers for at the start: most likely a wrong name
+OPENING_REFUSED: Final = 20.0
+# These count or read much at once; they get more time.
+SLOW: Final = frozenset({"store_counts", "count_outcomes", "count_needs_review", "run_summary", "failure_codes"})
+SLOW_TIMES: Final = 20
 MOST_REPEATS_NOW: Final = 10
 RIGHTS: Final = {
     "image": ("SELECT", "INSERT", "UPDATE"),
@@ -79,6 +82,7 @@ class AzureSqlDatabase:
         self._all: list[Any] = []  # every thread's connection, to be closed at the end
         self._lock = threading.Lock()
         self._met = False  # whether the server has answered before
+        self._heard = False  # whether anybody listens there
 
     def close(self) -> None:
         """Closes every connection."""
@@ -140,7 +144,8 @@ class AzureSqlDatabase:
                 result = work()
                 self._run("commit_transaction", {})
             except Trouble:
-                raise  # the connection is gone, and with it the transaction
+                self._throw_away()  # and with it the transaction
+                raise
             except BaseException:
                 self._roll_back()
                 raise
@@ -161,19 +166,23 @@ class AzureSqlDatabase:
     def _run(self, name: str, values: Mapping[str, object]) -> Results:
         """Runs a named query once; the last result set that it answers with."""
         query = self._queries[name]
-        given = [values[one] for one in query.parameters]  # a filter may offer more than a query asks for
-        declared = ", ".join(f"@{one} {kind} = ?" for one, kind in query.parameters.items())
+        # A filter may offer more than a query asks for. What is None is declared and not sent: for a marker without
+        # a value the driver would ask the server what type it has.
+        given = {one: values[one] for one in query.parameters if values[one] is not None}
+        declared = ", ".join(f"@{one} {kind}{' = ?' if one in given else ''}" for one, kind in query.parameters.items())
         text = f"SET NOCOUNT ON;\n{f'DECLARE {declared};' if declared else ''}\n{query.text}"
-        for one, value in zip(query.parameters, given, strict=True):
+        for one, value in given.items():
             if isinstance(value, str) and _NUL.search(value):
                 raise StoreError(url=self.url, reason=f"a NUL character came in {one} of {name}")
-        return self._answer(name, text, given, list(query.parameters.values()))
+        timeout = SLOW_TIMES * self._timeout if name in SLOW else self._timeout
+        return self._answer(name, text, list(given.values()), [query.parameters[one] for one in given], timeout)
 
-    def _answer(self, name: str, text: str, values: list[object], kinds: list[str]) -> Results:
+    def _answer(self, name: str, text: str, values: list[object], kinds: list[str], timeout: int) -> Results:
         import pyodbc
 
         connection = self._connection()
         try:
+            connection.timeout = timeout
             cursor = connection.cursor()
             if values:
                 cursor.setinputsizes([_size(kind) for kind in kinds])
@@ -209,7 +218,6 @@ class AzureSqlDatabase:
             made = pyodbc.connect(
                 self._login.connection_string, autocommit=True, timeout=self._timeout, attrs_before=attributes
             )
-            made.timeout = self._timeout
         except pyodbc.Error as error:
             raise _trouble("connect", error) from error
         self._mine.connection, self._mine.until = made, until
@@ -223,6 +231,7 @@ class AzureSqlDatabase:
             return
         try:
             socket.create_connection(self._login.address, timeout=min(KNOCK_SECONDS, self._timeout)).close()
+            self._heard = True
         except socket.gaierror as error:
             raise Trouble("connect", "08001", "there is no such host") from error
         except (OSError, UnicodeError) as error:
@@ -262,7 +271,11 @@ class AzureSqlDatabase:
             assert isinstance(trouble, Trouble)
             if trouble.hope is Hope.NOW and state.attempt_number >= MOST_REPEATS_NOW:
                 return True
-            budget = self._wait if self._met or not trouble.is_silence else min(self._wait, OPENING_SILENCE)
+            budget = self._wait
+            if not self._met and trouble.is_silence and not self._heard:
+                budget = min(budget, OPENING_SILENCE)
+            if not self._met and CANNOT_OPEN in trouble.numbers:  # most likely a wrong name
+                budget = min(budget, OPENING_REFUSED)
             return self._clock() - began + state.upcoming_sleep > budget
 
         def pause(state: RetryCallState) -> float:
@@ -299,12 +312,9 @@ class AzureSqlDatabase:
         def apply() -> None:
             if self.query("lock_migration")[0][0] < 0:
                 raise Trouble("lock_migration", "HYT00", "another vehclass is making the tables")
-            if self.schema_version >= number:
-                return
-            self.execute("make_migration_table")
-            for batch in batches(text):
-                self._answer(name, batch, [], [])
-            self.execute("add_migration", version=number, name=name, now=iso(now()))
+            if self.schema_version < number:
+                for batch in batches(text):  # the last of them records it
+                    self._answer(name, batch, [], [], SLOW_TIMES * self._timeout)
 
         try:
             self.transact(apply)

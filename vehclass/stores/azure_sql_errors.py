@@ -31,18 +31,36 @@ class Hope(Enum):
 
 TRANSIENT: Final = frozenset(
     {
+        596,  # session was killed
         615,  # metadata changed while a connection was being redirected
-        926,  # database is being recovered
+        701,  # out of memory
+        921,  # database is being recovered, here and in the next
+        922,
+        926,
+        976,  # replica does not take connections
+        983,
         1204,  # out of locks
         1205,  # chosen as the deadlock's victim
         1222,  # waited too long for a lock
+        3906,  # read-only while it fails over
         4060,  # database cannot be opened (yet)
         4221,  # replica is not ready for reads
-        10928,  # out of workers or sessions
+        6005,  # shutting down
+        8628,  # waited too long to compile, or for memory, here and in the next
+        8645,
+        8651,
+        10928,  # out of workers or sessions, here and in the next
         10929,
+        10936,
+        17187,  # not ready for connections yet
+        18401,
         40143,  # service had a fault
         40197,
         40501,  # service is busy
+        40549,  # session ended for what it took
+        40550,
+        40551,
+        40553,
         40613,  # database is not available, such as one that wakes up
         49918,  # out of resources for this request
         49919,
@@ -50,15 +68,23 @@ TRANSIENT: Final = frozenset(
         51222,  # our own: the lease was kept by somebody else (read_lease in queries.sql)
     }
 )
+# A server that goes down or comes up may say so without a number of its own.
+_GOING_OR_COMING: Final = re.compile(
+    r"severe error occurred on the current command|starting up|shutting down|recovery mode|terminating connection"
+    r"|server closed the connection",
+    re.IGNORECASE,
+)
+NO_TRANSACTION: Final = 3902  # at a commit: lost, so that all of it is to be done again
+CANNOT_OPEN: Final = 4060
 TRANSIENT_STATES: Final = frozenset({"HYT00", "HYT01", "08001", "08S01", "40001"})
 DUPLICATE: Final = frozenset({2601, 2627, 3960})  # 3960: changed by another since a snapshot was taken
 BUSY: Final = 40501  # wants to be left alone for longer
 
 _DENIED: Final = frozenset({229, 230, 262, 297, 300, 916, 2760, 15247, 15517})
-_LOGIN: Final = frozenset({18452, 18456, 18470, 18486, 18487, 18488, 33134, 37353})
+_LOGIN: Final = frozenset({18452, 18456, 18470, 18486, 18487, 18488, 33134, 37353, 40532})
 _FIREWALL: Final = frozenset({40615, 47073, 40914})
 _FULL: Final = frozenset({1105, 9002, 40544, 40552})
-_NUMBER: Final = re.compile(r"\((\d+)\) \(SQL\w+\)|\[SQL Server\].*?\((\d+)\)(?=;|$| )")
+_NUMBER: Final = re.compile(r"\((\d+)\)(?: \(SQL\w+\))?(?=; \[\w{5}\]|$)")  # at the end of each message
 _NOISE: Final = re.compile(r"\[[^\]]*\]|\(\d+\)|\(SQL\w+\)")
 
 
@@ -69,13 +95,15 @@ class Trouble(Exception):
         super().__init__(message)
         self.statement = statement
         self.state = state
-        self.numbers = frozenset(int(one or other) for one, other in _NUMBER.findall(message))
+        self.numbers = frozenset(int(one) for one in _NUMBER.findall(message))
         self.said = message
 
     @property
     def hope(self) -> Hope:
         """Whether the whole batch should be repeated."""
-        if self.numbers & TRANSIENT:
+        if self.numbers & TRANSIENT or _GOING_OR_COMING.search(self.said):
+            return Hope.LATER
+        if NO_TRANSACTION in self.numbers and self.statement == "commit_transaction":
             return Hope.LATER
         if self.numbers & DUPLICATE:
             return Hope.NOW
@@ -108,6 +136,8 @@ class Trouble(Exception):
             return StoreAccessDenied(url=url, reason=words)
         if self.numbers & _FIREWALL:
             return UsageError(reason=f"The firewall of {url} keeps this address out: add a rule for it ({words}).")
+        if 208 in self.numbers and "OPENJSON" in self.said:
+            return StoreError(url=url, reason="the database's compatibility level is under 130, which OPENJSON needs")
         if 208 in self.numbers:
             return StoreNotFound(url=url)
         if 2714 in self.numbers:
@@ -142,6 +172,8 @@ def _plain(message: str) -> str:
 
 def _short(trouble: Trouble) -> str:
     """The usual reasons in plain words."""
+    if CANNOT_OPEN in trouble.numbers:
+        return "it cannot open the database: there is none of that name, this user has no right to it, or it is not ready (error 4060)"
     if trouble.numbers & TRANSIENT:
         return f"it is busy or not ready, again and again (error {min(trouble.numbers & TRANSIENT)})"
     if trouble.state in ("HYT00", "HYT01"):

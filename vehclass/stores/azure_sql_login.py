@@ -16,17 +16,23 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vehclass.errors import StoreAccessDenied, UsageError
+from vehclass.stores.azure_sql_errors import Trouble
 from vehclass.stores.options import StoreOptions
 
 ACCESS_TOKEN: Final = 1256  # SQL_COPT_SS_ACCESS_TOKEN
 SCOPE: Final = "https://database.windows.net/.default"
 TOKEN_SPARE: Final = 300.0  # seconds before its end at which a token counts as used up
+SHORTEST_USE: Final = 60.0  # seconds that any token is used, or each statement would sign in anew
 DRIVER: Final = "ODBC Driver 18 for SQL Server"
 NO_DRIVER: Final = (
     "Azure SQL needs Microsoft's ODBC driver: install msodbcsql18, or the one from PyPI with "
     "`pip install 'vehclass[azure-sql]'`"
 )
 NO_MANAGER: Final = "Azure SQL needs unixODBC, which is not installed here (Debian: `apt-get install unixodbc`)"
+UNCHECKED_LINE: Final = (
+    "Entra ID's token goes over encrypted and checked connections only: "
+    "leave encryption and certificate checks on, or set AZURE_SQL_USER and AZURE_SQL_PASSWORD."
+)
 _NAMED: Final = ("encrypt", "trust_server_certificate")
 
 
@@ -45,7 +51,8 @@ class Login:
             return {}, float("inf")
         got = self.token()
         secret = str(got.token).encode("utf-16-le")
-        return {ACCESS_TOKEN: struct.pack("<I", len(secret)) + secret}, float(got.expires_on) - TOKEN_SPARE
+        until = max(float(got.expires_on) - TOKEN_SPARE, time.time() + SHORTEST_USE)
+        return {ACCESS_TOKEN: struct.pack("<I", len(secret)) + secret}, until
 
 
 def login_of(url: str, options: StoreOptions) -> Login:
@@ -85,10 +92,7 @@ def login_of(url: str, options: StoreOptions) -> Login:
             raise UsageError(reason=f"There is no password for the user {user}; put it into AZURE_SQL_PASSWORD.")
         keywords |= {"UID": user, "PWD": password}
     elif encrypt == "no" or trust == "yes":
-        raise UsageError(
-            reason="Entra ID's token goes over encrypted and checked connections only: "
-            "leave encrypt and trust_server_certificate out, or set AZURE_SQL_USER and AZURE_SQL_PASSWORD."
-        )
+        raise UsageError(reason=UNCHECKED_LINE)
     else:
         token = _entra(f"mssql://{host}/{database}")
     shown = f"mssql://{host}{f':{port}' if port else ''}/{database}"
@@ -119,6 +123,11 @@ def _whole(connection_string: str, host: str, database: str) -> Login:
     if "microsoft" in keywords.get("DRIVER", known.get("driver", "")).lower() or "driver" not in known:
         keywords = {**_OURS, **keywords}
     entra = not ({"uid", "user id", "user", "authentication", "trusted_connection"} & set(known))
+    unchecked = known.get("encrypt", "yes").lower() in ("no", "optional") or (
+        known.get("trustservercertificate", "no").lower() in ("yes", "true")
+    )
+    if entra and unchecked:
+        raise UsageError(reason=UNCHECKED_LINE)
     shown = f"mssql://{there.replace(',', ':')}/{named}"
     name, _, port = there.partition(",")
     address = (name, int(port or 1433)) if "\\" not in name and (port or "0").isdecimal() else None
@@ -185,16 +194,25 @@ def _family() -> str:
 
 def _entra(url: str) -> Callable[[], Any]:
     """Asks Entra ID for a token; the credential keeps it until it is about to end."""
-    from azure.core.exceptions import ClientAuthenticationError
+    from azure.core.exceptions import AzureError, ClientAuthenticationError
     from azure.identity import DefaultAzureCredential
 
     credential = DefaultAzureCredential(exclude_interactive_browser_credential=True)
 
+    had_one = False
+
     def token() -> Any:
+        nonlocal had_one
         try:
-            return credential.get_token(SCOPE)
+            got = credential.get_token(SCOPE)
         except ClientAuthenticationError as error:
-            raise StoreAccessDenied(url=url, reason="nobody is signed in to Azure here") from error
+            if not had_one:
+                raise StoreAccessDenied(url=url, reason="nobody is signed in to Azure here") from error
+            raise Trouble("connect", "08001", "Entra ID gives no new token") from error
+        except AzureError as error:  # a fault of the network on the way there
+            raise Trouble("connect", "08001", "Entra ID cannot be reached") from error
+        had_one = True
+        return got
 
     return token
 

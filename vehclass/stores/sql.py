@@ -27,6 +27,7 @@ from vehclass.records import (
 )
 from vehclass.stores.rows import as_models, as_saved, check_numbers, text
 
+SMALLEST: Final = 1e-300  # below it a number may be more than a database's float can tell from 0
 STRETCH: Final = 5_000  # images read or asked about in one query
 
 Row = Sequence[Any]
@@ -172,10 +173,11 @@ class SqlStore:
                 holder = rows[0]
                 if holder["live"] and not claim.is_dead(holder["holder"]):
                     raise LeaseHeld(holder=f"{holder['run_id']} on {holder['holder'].split(' ')[0]}")
-                self._db.execute("end_dead_runs", run_id=holder["run_id"])
             self._db.execute(
                 "take_lease", lease_key=claim.key, run_id=claim.run_id, holder=claim.holder, seconds=claim.seconds
             )
+            if rows and rows[0]["run_id"] is not None:  # after the lease, as a renewal locks them, too
+                self._db.execute("end_dead_runs", run_id=rows[0]["run_id"])
             fence = int(self._db.records("read_lease", lease_key=claim.key)[0]["fence"])
             return RunTicket(claim.run_id, claim.key, fence)
 
@@ -317,22 +319,30 @@ class SqlStore:
 
     def restore_runs(self, runs: Sequence[dict[str, Any]]) -> None:
         """Writes runs as another store held them; those that are there stay as they are."""
-        self._db.execute("restore_runs", runs=_json(list(runs)))
+        rows = [{name: _not_null(name, value) for name, value in run.items()} for run in runs]
+        self._db.execute("restore_runs", runs=_json(rows))
 
 
 def _json(rows: object) -> str:
     return json.dumps(rows, allow_nan=False)
 
 
+def _not_null(name: str, value: object) -> object:
+    """What stands for a null in JSON: '' for text, -1 for a number."""
+    if value is not None:
+        return value
+    return "" if name in ("finished_at", "message") else -1
+
+
 def _image_row(position: int, one: Outcome) -> list[object]:
     ref, facts = one.ref, one.facts
-    seen = [facts.width, facts.height, facts.format, facts.sha256] if facts else [None] * 4
+    seen = [facts.width, facts.height, facts.format, facts.sha256] if facts else [-1, -1, "", ""]
     return [position, ref.image_id, ref.source, text(ref.name), ref.etag, ref.size, iso(ref.modified_at), *seen]
 
 
 def _outcome_row(seq: int, one: Outcome) -> list[object]:
     why = one.failure
-    said = [why.stage, why.code, text(why.message), int(why.permanent)] if why else [None, None, None, 0]
+    said = [why.stage, why.code, text(why.message), int(why.permanent)] if why else ["", "", "", 0]
     return [seq, one.ref.etag, *said]
 
 
@@ -344,4 +354,4 @@ def _prediction_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[l
 def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[list[object]]:
     for answer in one.predictions:
         for label_seq, share in zip(labels[answer.task].values(), answer.probabilities, strict=True):
-            yield [seq, label_seq, share]
+            yield [seq, label_seq, share if share > SMALLEST else 0.0]
