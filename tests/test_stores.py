@@ -76,7 +76,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 @contextmanager
 def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Store]:
-    options = StoreOptions(wait=20, timeout=20)
+    with place(kind, request, folder) as (url, options):
+        made = open_store(url, create=True, options=options)
+        yield made
+        made.close()
+
+
+@contextmanager
+def place(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, StoreOptions]]:
+    """Where a new store of a kind can be, while the block lasts."""
+    options = StoreOptions(wait=60, timeout=20)
     with ExitStack() as stack:
         match kind:
             case "memory":
@@ -96,9 +105,7 @@ def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[
                 emulator: Cosmos = request.getfixturevalue("cosmos")
                 url = emulator.url(f"d{secrets.token_hex(6)}")
                 options = replace(options, cosmos_key=emulator.KEY)
-        made = open_store(url, create=True, options=options)
-        stack.callback(made.close)
-        yield made
+        yield url, options
 
 
 def empty_sql_server(string: str) -> None:
@@ -354,6 +361,39 @@ class TestLeases:
         for thread in threads:
             thread.join()
         assert store.counts("run-1").classified == 80
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])
+def test_two_writers_on_the_same_images(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Two models look at one container at the same time: both end well, and each photo is there once."""
+    with place(kind, request, tmp_path) as (url, options):
+        open_store(url, create=True, options=options).close()
+        problems: list[BaseException] = []
+
+        def write(version: str, order: int) -> None:
+            model = replace(MODEL, version=version)
+            try:
+                mine = open_store(url, options=options)
+                ticket = begin(mine, f"run-{version}", model)
+                names = [f"{n:03d}" for n in range(120)][::order]
+                for start in range(0, 120, 20):
+                    mine.save([classified(name) for name in names[start : start + 20]], model, ticket, max_attempts=3)
+                mine.close()
+            except BaseException as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=write, args=args) for args in (("aaa", 1), ("bbb", -1), ("ccc", 1))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+        seen = open_store(url, options=options)
+        found = rows(seen, "predictions", task="view")
+        assert len(found) == len({(row["name"], row["model"]) for row in found}) == 360
+        assert {row["image_id"] for row in found} == {ref(f"{n:03d}").image_id for n in range(120)}
+        assert len(rows(seen, "probabilities")) == 360 * 5
+        seen.close()
 
 
 class TestSqliteFile:

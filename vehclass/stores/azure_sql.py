@@ -206,8 +206,10 @@ class AzureSqlDatabase:
         """This thread's connection; a new one when there is none or its credential ends soon."""
         import pyodbc
 
-        held = getattr(self._mine, "connection", None)
-        if held is not None and (getattr(self._mine, "inside", False) or not used_up(self._mine.until)):
+        held, inside = getattr(self._mine, "connection", None), getattr(self._mine, "inside", False)
+        if held is None and inside:
+            raise Trouble("connect", "08S01", "the connection of this transaction is gone")
+        if held is not None and (inside or not used_up(self._mine.until)):
             return held
         self._throw_away()
         if not self._met:
