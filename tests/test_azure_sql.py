@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SAMPLE, Answer, free_port
-from tests.tds import Error, Hang, Login, Reply, Request, Reset, Rows, TdsServer
+from tests.tds import Error, Hang, Login, Reply, Request, Reset, Rows, TdsServer, self_signed
 from tests.test_stores import MODEL, TRUNCATED, WHEN, begin, classified, failed, new, ref, rows
 from tests.tsql_standin import Engine
 from vehclass.errors import (
@@ -26,7 +27,7 @@ from vehclass.errors import (
     UsageError,
     VehclassError,
 )
-from vehclass.records import RunEnd, RunTicket
+from vehclass.records import ResultFilter, RunEnd, RunTicket
 from vehclass.stores import azure_sql_login, open_store
 from vehclass.stores.azure_sql import AzureSqlDatabase
 from vehclass.stores.azure_sql_errors import TRANSIENT, Trouble
@@ -519,3 +520,54 @@ class TestFromTheCommandLine:
         assert answer.code == 5
         assert "cannot be reached: nobody listens there" in answer.err
         assert "canary" not in answer.err + answer.out
+
+
+def test_a_certificate_that_nobody_trusts(tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl command to make a certificate with")
+    engine = Engine(tmp_path / "behind.db")
+    server = engine.server(tls=self_signed(tmp_path))
+    with server.running():
+        url = f"mssql://sa:secret@localhost:{server.port}/db"
+        with pytest.raises(UsageError, match=r"certificate .* is not trusted.*trust_server_certificate=yes"):
+            open_store(url, options=StoreOptions(wait=5, timeout=5))
+        assert server.logins == []  # no password went to whoever that is
+        open_store(f"{url}?trust_server_certificate=yes", create=True, options=StoreOptions(wait=5, timeout=5)).close()
+        assert server.logins[-1].encrypt_asked in (1, 3)
+    engine.close()
+
+
+def test_rights_that_are_missing(vehclass: Callable[..., Answer], tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "behind.db")
+    engine.before = lambda name, request: (
+        Rows(("name", "permission"), [("dbo.outcome", "UPDATE"), ("dbo.run", "INSERT")])
+        if name == "missing_rights"
+        else None
+    )
+    with engine.server().running() as server:
+        url = f"mssql://sa:secret@127.0.0.1:{server.port}/db?encrypt=no"
+        open_store(url, create=True, options=StoreOptions(timeout=5)).close()
+        checked = vehclass("store", "check", "--store", url)
+        assert checked.code == 1
+        assert "UPDATE on dbo.outcome, INSERT on dbo.run" in checked.out
+        doctor = vehclass("doctor", "--store", url, "--json")
+        assert doctor.code == 1
+        assert "UPDATE on dbo.outcome" in doctor.out
+    engine.close()
+
+
+def test_another_driver_that_the_connection_string_names(tmp_path: Path) -> None:
+    import pyodbc
+
+    if "FreeTDS" not in pyodbc.drivers():
+        pytest.skip("FreeTDS is not installed (Debian: tdsodbc)")
+    engine = Engine(tmp_path / "behind.db")
+    with engine.server().running() as server:
+        string = f"Driver=FreeTDS;Server=127.0.0.1;Port={server.port};Database=db;Uid=sa;Pwd=secret;TDS_Version=7.4;Encrypt=no"
+        store = open_store("mssql://", create=True, options=StoreOptions(sql_connection_string=string, timeout=5))
+        ticket = begin(store, "run-1")
+        store.save([classified("Auto/🚗 ä.jpg"), failed("b")], MODEL, ticket, max_attempts=3)
+        assert [row["name"] for row in store.results("predictions", ResultFilter(task="view"))] == ["Auto/🚗 ä.jpg"]
+        assert new(store, ref("Auto/🚗 ä.jpg"), ref("b")) == ["b"]
+        store.close()
+    engine.close()

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from azure.core.exceptions import HttpResponseError
 
-from tests.conftest import SAMPLE, Answer, Cosmos, free_port
+from tests.conftest import SAMPLE, VEHCLASS, Answer, Cosmos, clean_environment, free_port
 from tests.faults import Fault, FaultProxy
 from tests.test_stores import CONDITION, MODEL, VIEW, begin, classified, failed, new, ref, rows
 from vehclass.errors import (
@@ -453,6 +456,48 @@ class TestFromTheCommandLine:
         proxy.rule = lambda method, path: None
         done = vehclass(*command, **who)
         assert (done.code, done.json["new"], done.json["classified"]) == (3, 32, 25), done.err
+
+    def test_memory_stays_bounded_while_the_store_is_down(
+        self, drawn: Path, cosmos: Cosmos, proxy: FaultProxy, tmp_path: Path
+    ) -> None:
+        """The lanes stop when enough waits for the store, however many photos are left."""
+        photos = sorted((drawn / "photos").glob("0*.jpg"))
+        uploads = tmp_path / "uploads"
+        uploads.mkdir()
+        for number in range(3000):
+            os.link(photos[number % len(photos)], uploads / f"{number:05d}.jpg")
+        where = Cosmos(proxy.port).url(f"down{time.monotonic_ns()}")
+        opened_first = open_store(where, create=True, options=OPTIONS)
+        opened_first.close()
+        proxy.rule = lambda method, path: Fault(status=503) if is_write(method, path) else None
+        peaks = {}
+        for count, options in ((200, ("--limit", "200")), (3000, ())):
+            words = ["classify-batch", "-c", str(uploads), "-m", str(SAMPLE), "--store", where, "--json", *options]
+            code = (
+                "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL);"
+                "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+            )
+            environment = clean_environment(AZURE_COSMOS_KEY=cosmos.KEY, VEHCLASS_STORE_WAIT="4")
+            told = subprocess.run(
+                [sys.executable, "-c", code, *VEHCLASS, *words],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            returned, peak = told.stdout.split()
+            assert returned == "5", told.stderr
+            peaks[count] = int(peak)
+        assert peaks[3000] < 1.25 * peaks[200], peaks
+
+    def test_rights_that_are_missing(self, vehclass: Callable[..., Answer], cosmos: Cosmos, proxy: FaultProxy) -> None:
+        who = {"AZURE_COSMOS_KEY": cosmos.KEY, "VEHCLASS_STORE": Cosmos(proxy.port).url(f"rights{time.monotonic_ns()}")}
+        assert vehclass("store", "init", **who).code == 0
+        first = iter([Fault(status=403)])
+        proxy.rule = lambda method, path: next(first, None) if is_write(method, path) else None
+        checked = vehclass("store", "check", **who)
+        assert checked.code == 1
+        assert "write to results" in checked.out
 
 
 LATER = {"run_id", "classified_at", "failed_at"}

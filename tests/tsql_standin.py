@@ -105,9 +105,9 @@ class Engine:
                 self._connections[number] = made
             return self._connections[number]
 
-    def server(self) -> TdsServer:
+    def server(self, tls: tuple[Path, Path] | None = None) -> TdsServer:
         """A server that answers out of this."""
-        made = TdsServer(answer=self.answer)
+        made = TdsServer(answer=self.answer, tls=tls)
         made.ended = self.hang_up
         return made
 

@@ -130,6 +130,7 @@ def _whole(connection_string: str, host: str, database: str) -> Login:
         raise UsageError(reason=UNCHECKED_LINE)
     shown = f"mssql://{there.replace(',', ':')}/{named}"
     name, _, port = there.partition(",")
+    port = port or known.get("port", "")  # as FreeTDS writes it
     address = (name, int(port or 1433)) if "\\" not in name and (port or "0").isdecimal() else None
     return Login(shown, _joined(keywords), address, _entra(shown) if entra else None)
 
