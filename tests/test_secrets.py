@@ -17,7 +17,7 @@ from vehclass.settings import Settings, load
 CANARY = "canary8f3a"
 
 
-def canaries(port: int) -> dict[str, str]:
+def canaries(port: int = 1) -> dict[str, str]:
     """Every secret setting with a canary in it, as it might look."""
     key = f"{CANARY}key" + "A" * 71 + "=="  # the length of an account key
     return {
@@ -36,7 +36,7 @@ def canaries(port: int) -> dict[str, str]:
 
 def test_every_secret_setting_has_a_canary() -> None:
     secrets = {one["environment"] for one in load(environment={}).shown() if _is_secret(str(one["setting"]))}
-    assert secrets == set(canaries(1))
+    assert secrets == set(canaries())
 
 
 def _is_secret(name: str) -> bool:

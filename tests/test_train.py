@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Answer, draw
+from tests.test_secrets import CANARY, canaries
 from vehclass.errors import DataError
 from vehclass.model.folder import open_model
 from vehclass.training.calibrate import nll, temperature, threshold
@@ -171,8 +172,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     """The folder that training writes is one that classify-batch takes, and a changed one is not."""
     words = ["train", labelled, "--out", "models/mine", "--epochs", "2", "--input-size", "48"]
-    done = vehclass(*words, timeout=200)
+    done = vehclass(*words, timeout=200, **canaries())  # secrets in the environment, which training has no use for
     assert done.code == 0, done.err
+    kept = [path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()]
+    assert not any(CANARY.encode() in text for text in (*kept, (done.out + done.err).encode()))
     assert "000004.jpg: The bytes are not those of an image." in done.err
     assert "only 17 photos to check with" in done.err
     assert "epoch   2/2" in done.err
