@@ -418,6 +418,7 @@ class TestSigningIn:
         ("url", "options"),
         [
             ("mssql://server", {}),
+            ("mssql://u:p@server,1433/db", {}),
             ("mssql:///db", {}),
             ("mssql://u@server/db", {}),
             ("mssql://server/db?encrypt=no", {}),

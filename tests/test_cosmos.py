@@ -279,6 +279,27 @@ class TestGivenUp:
         with pytest.raises(StoreAccessDenied, match="administrator"):
             opened(proxy.port)
 
+    def test_nobody_is_signed_in(self) -> None:
+        began = time.monotonic()
+        with pytest.raises(StoreAccessDenied, match="nobody is signed in"):
+            open_store("cosmos://no-such-account-xyz/fleet", options=StoreOptions())
+        assert time.monotonic() - began < 15
+
+    def test_a_store_that_is_deleted_in_mid_run(self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket) -> None:
+        proxy.rule = lambda method, path: Fault(status=404) if is_write(method, path) else None
+        with pytest.raises(StoreError, match="no longer there"):
+            store.save([classified("0")], MODEL, ticket, max_attempts=3)
+
+    def test_an_outage_is_told_once_in_a_while(self, proxy: FaultProxy) -> None:
+        said: list[str] = []
+        store = opened(proxy.port, say=said.append, wait=4)
+        ticket = begin(store, "run-1")
+        proxy.rule = lambda method, path: Fault(status=503) if is_write(method, path) else None
+        with pytest.raises(ServiceUnreachable):
+            store.save([classified(f"{n}") for n in range(60)], MODEL, ticket, max_attempts=3)
+        assert len(said) == 1, said
+        store.close()
+
     def test_there_is_no_store_yet(self, cosmos: Cosmos) -> None:
         with pytest.raises(StoreNotFound):
             open_store(cosmos.url("nowhere"), options=OPTIONS)
@@ -289,6 +310,10 @@ class TestGivenUp:
             ("cosmos://account", {}),
             ("cosmos:///db", {}),
             ("cosmos://account/db/more", {}),
+            ("cosmos://account/db?x=1", {}),
+            ("cosmos://account/db#x", {}),
+            ("cosmos://my_account/db", {}),
+            ("cosmos:account/db", {}),
             ("cosmos://user:key@account/db", {}),
             ("cosmos://127.0.0.1:1/db", {"cosmos_key": None}),
             ("cosmos://127.0.0.1:1/db", {"cosmos_key": "no base64!"}),

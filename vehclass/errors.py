@@ -13,6 +13,7 @@ VehclassError                 1  failed
 │   └── DeviceMissing
 ├── TooManyFailures           1
 ├── StoreError                1
+│   └── StoreGone
 ├── ExportDiffers             1
 ├── LeaseHeld                 4  another run holds the lease
 ├── LeaseLost                 4
@@ -101,6 +102,10 @@ class StoreError(VehclassError):
     """The store {url} failed: {reason}. What was saved before is intact; when that is mended, run the same command again."""
 
 
+class StoreGone(StoreError):
+    """{url} is no longer there: its database or its containers were deleted meanwhile. See `vehclass store check`; the same command makes them anew, where it may."""
+
+
 class ExportDiffers(VehclassError):
     """The exported model does not answer as the trained one ({reason}), so no model folder was written."""
 
@@ -116,13 +121,13 @@ class LeaseLost(LeaseHeld):
 
 
 class ServiceUnreachable(VehclassError):
-    """{service} cannot be reached: {reason}. Run the same command again later; what was finished is saved."""
+    """{service} cannot be reached: {reason}. Run the same command again later; nothing that was saved is lost."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
 class StoreBusy(ServiceUnreachable):
-    """{url} stayed locked by another program for {seconds} s. Run the same command again later; what was finished is saved."""
+    """{url} stayed locked by another program for {seconds} s. Run the same command again later; nothing that was saved is lost."""
 
 
 class Interrupted(BaseException):

@@ -65,7 +65,7 @@ class Settings:
     store_wait: float | None = _setting(
         None,
         "VEHCLASS_STORE_WAIT",
-        "seconds to keep trying a store that is locked, busy or away; 30 for a file and 120 for a service when unset",
+        "seconds to keep trying a store that is locked, busy or away; 30 for a file and 120 for a service when unset, but 15 at most for one that nobody answers for at the start",
         least=0.0,
         most=3600.0,
     )
@@ -79,13 +79,13 @@ class Settings:
     max_ru: float | None = _setting(
         None,
         "VEHCLASS_MAX_RU",
-        "request units a second that a run may take of a Cosmos DB; no limit when unset",
+        "request units a second that a run or a copy may take of a Cosmos DB; no limit when unset",
         least=1.0,
     )
     cosmos_throughput: int = _setting(
         1000,
         "VEHCLASS_COSMOS_THROUGHPUT",
-        "autoscale maximum, in RU/s, of the results container that `store init` makes; 0 for a serverless account",
+        "autoscale maximum, in RU/s, that `store init` gives a database it makes, for both containers; 0 for a serverless account",
         least=0,
         most=1_000_000,
     )

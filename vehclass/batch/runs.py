@@ -67,7 +67,8 @@ def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch
     try:
         store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
     except VehclassError as second:
-        error.add_note(f"The run's end could not be recorded either: {second}")
+        if str(second) != str(error):  # else it is the same trouble
+            error.add_note(f"The run's end could not be recorded either: {second}")
     finally:
         _free(store, ticket)
 

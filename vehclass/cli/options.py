@@ -27,8 +27,7 @@ Store = Annotated[
     str | None,
     typer.Option(
         "--store",
-        help="Where results are: sqlite:///FILE, mssql://SERVER/DATABASE or cosmos://ACCOUNT/DATABASE. "
-        "(default: sqlite:///vehclass.db)",
+        help="Where results are: sqlite:///FILE, mssql://HOST/DB or cosmos://ACCOUNT/DB. (default: sqlite:///vehclass.db)",
         show_default=False,
     ),
 ]

@@ -96,15 +96,13 @@ def list_results(
             show.print_json(rows)
             return
         if not rows:
-            show.say(
-                "Nothing in the store is like that. These labels are in it:"
-                if not failures
-                else "No image failed like that."
-            )
-            if not failures:
-                known = [
-                    (model.key, task.name, ", ".join(task.labels)) for model in results.models() for task in model.tasks
-                ]
+            known = [
+                (model.key, task.name, ", ".join(task.labels)) for model in results.models() for task in model.tasks
+            ]
+            if failures or not known:
+                show.say("No image failed like that." if failures else "There are no results in the store yet.")
+            else:
+                show.say("Nothing in the store is like that. These labels are in it:")
                 show.table(None, ("model", "task", "labels"), known)
             return
         if failures:
@@ -112,7 +110,7 @@ def list_results(
                 None,
                 ("name", "stage", "code", "why", "attempts", "when (UTC)"),
                 [
-                    (row["name"], row["stage"], row["code"], row["message"], row["attempts"], row["failed_at"][:19])
+                    (row["name"], row["stage"], row["code"], row["message"], row["attempts"], _when(row["failed_at"]))
                     for row in rows
                 ],
             )
@@ -127,7 +125,7 @@ def list_results(
                         row["label"],
                         f"{row['probability']:.3f}",
                         "to review" if row["needs_review"] else "",
-                        row["classified_at"][:19],
+                        _when(row["classified_at"]),
                     )
                     for row in rows
                 ],
@@ -135,6 +133,11 @@ def list_results(
             )
         if len(rows) == limit:
             show.note(f"The newest {limit}; see more with --limit, or all with `vehclass results export`.")
+
+
+def _when(moment: str) -> str:
+    """A time to the minute, as a table has room for it."""
+    return moment[:16].replace("T", " ")
 
 
 @app.command("show")

@@ -95,11 +95,22 @@ def size(count: int) -> str:
 
 
 @contextmanager
-def status(*, quiet: bool) -> "Iterator[Callable[[str], None]]":
-    """Yields a function that keeps one line of a terminal up to date; where there is none, it does nothing."""
+def status(*, quiet: bool, lines: bool = False) -> "Iterator[Callable[[str], None]]":
+    """Yields a function that keeps one line of a terminal up to date; elsewhere it prints one now and then, if asked to."""
     screen = console(stderr=True)
-    if quiet or not screen.is_terminal:
+    if quiet or not (screen.is_terminal or lines):
         yield lambda text: None
+        return
+    if not screen.is_terminal:
+        said = time.monotonic()
+
+        def now_and_then(text: str) -> None:
+            nonlocal said
+            if time.monotonic() - said >= LINE_EVERY_SECONDS:
+                said = time.monotonic()
+                note(plain(text))
+
+        yield now_and_then
         return
     with screen.status("...") as line:
         last, kind = 0.0, ""

@@ -70,6 +70,10 @@ def copy_results(
     target: Annotated[
         str, typer.Option("--to", help="The store to copy to; made where it is not there.", show_default=False)
     ],
+    max_ru: Annotated[
+        float | None,
+        typer.Option("--max-ru", help="Request units a second that it may take of a Cosmos DB.", show_default=False),
+    ] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -83,7 +87,7 @@ def copy_results(
     from vehclass.stores import open_store
     from vehclass.stores.copying import Copied, copy
 
-    settings = options.given()
+    settings = options.given(max_ru=max_ru)
     services = options.store_options(settings)
     old = open_store(source, options=services)
     try:
@@ -93,23 +97,27 @@ def copy_results(
         try:
             if old.url == new.url:
                 raise UsageError(reason="--from and --to name the same store.")
-            with show.status(quiet=as_json) as tell:
+            with show.status(quiet=as_json, lines=True) as tell:
 
                 def say(done: Copied) -> None:
                     tell(f"Copying: {done.outcomes:,} results looked at, {done.written:,} written")
 
                 done = copy(old, new, say)
+            cost = {"from": old.cost(), "to": new.cost()}
         finally:
             new.close()
     finally:
         old.close()
     if as_json:
-        show.print_json({"from": old.url, "to": new.url, **_report(done)})
+        show.print_json({"from": old.url, "to": new.url, **_report(done), "store_cost": cost})
         return
-    show.say(f"{done.outcomes:,} results and {done.runs:,} runs of {old.url} are in {new.url}.")
-    show.say(
-        f"{done.written:,} were copied, {done.there_before:,} were there before, {done.newer_kept:,} are newer there and stay."
-    )
+    runs = f"{done.runs:,} run{'' if done.runs == 1 else 's'}"
+    show.say(f"{done.outcomes:,} results and {runs} of {old.url} are in {new.url}.")
+    newer = f", {done.newer_kept:,} are newer there and stay" if done.newer_kept else ""
+    show.say(f"{done.written:,} were copied, {done.there_before:,} were there before{newer}.")
+    for url, spent in ((old.url, cost["from"]), (new.url, cost["to"])):
+        if spent:
+            show.say(f"{spent['request_units']:,.0f} request units of {url}.")
     show.say(f"Read back: the checksums of both agree ({_hex(done.checksum_to)}).")
 
 

@@ -102,7 +102,9 @@ def open_store(url: str, *, create: bool = False, options: StoreOptions | None =
     """
     options = options or StoreOptions()
     scheme, separator, rest = url.partition("://")
-    match scheme if separator else "":
+    if not separator and url.lower().startswith(("sqlite:", "mssql:", "cosmos:")):
+        raise UsageError(reason=f"A store's URL has two slashes after its kind: {url.partition(':')[0].lower()}://...")
+    match scheme.lower() if separator else "":
         case "":
             return _sqlite(url, create, options)
         case "sqlite":

@@ -66,6 +66,8 @@ def login_of(url: str, options: StoreOptions) -> Login:
         wishes = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError as error:
         raise UsageError(reason="The store's URL cannot be read; write mssql://SERVER/DATABASE.") from error
+    if "," in parts.netloc:
+        raise UsageError(reason="In a mssql:// URL the port follows a colon: mssql://SERVER:PORT/DATABASE.")
     database = unquote(parts.path.strip("/"))
     if options.sql_connection_string:
         return _whole(options.sql_connection_string, host, database)

@@ -20,7 +20,7 @@ from aiohttp import ClientError
 from azure.core.exceptions import AzureError, ClientAuthenticationError, DecodeError, HttpResponseError
 from azure.cosmos.aio import CosmosClient
 
-from vehclass.errors import ServiceUnreachable, StoreAccessDenied, StoreError, UsageError, VehclassError
+from vehclass.errors import ServiceUnreachable, StoreAccessDenied, StoreError, StoreGone, UsageError, VehclassError
 from vehclass.stores.cosmos_pace import Pace, Spent
 from vehclass.stores.options import StoreOptions
 
@@ -37,6 +37,7 @@ TRANSIENT_DETAIL: Final = frozenset({(404, 1002), (404, 1013), (403, 3), (403, 1
 THROTTLED: Final = 429
 LONGEST_HINT: Final = 30.0  # seconds; an x-ms-retry-after-ms beyond this is not believed
 DEFAULT_WAIT: Final = 120.0
+TELL_EVERY: Final = 10.0  # seconds, however many requests wait
 OPENING_SILENCE: Final = 15.0  # for a server that nobody answers for at the start: most likely a wrong name
 
 
@@ -52,22 +53,7 @@ class Account:
 
 def account_of(url: str, options: StoreOptions) -> Account:
     """cosmos://ACCOUNT.documents.azure.com/DATABASE; a loopback host is an emulator's, over http. Raises UsageError."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise UsageError(reason="The store's URL cannot be read; write cosmos://ACCOUNT/DATABASE.") from error
-    database = unquote(parts.path.strip("/"))
-    if parts.username or parts.password or parts.query:
-        raise UsageError(
-            reason="A cosmos:// URL has no key in it: put it into AZURE_COSMOS_KEY, or sign in to Entra ID."
-        )
-    if not host or not database or re.search(r"[/\\?#]", database):
-        raise UsageError(
-            reason="Name the account and the database, as in cosmos://ACCOUNT.documents.azure.com/DATABASE."
-        )
-    if "." not in host and host != "localhost":
-        host += ".documents.azure.com"
+    host, port, database = _named(url)
     there = f"{host}:{port}" if port else host
     loopback = host == "localhost" or host.startswith("127.")
     endpoint, key = f"{'http' if loopback else 'https'}://{there}", options.cosmos_key
@@ -88,6 +74,31 @@ def account_of(url: str, options: StoreOptions) -> Account:
                 reason=f"{endpoint} is not encrypted, so Entra ID cannot sign in there. Set AZURE_COSMOS_KEY."
             )
     return Account(f"cosmos://{there}/{database}", endpoint, database, key)
+
+
+def _named(url: str) -> tuple[str, int | None, str]:
+    """Host, port and database of a cosmos:// URL. Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise UsageError(reason="The store's URL cannot be read; write cosmos://ACCOUNT/DATABASE.") from error
+    database = unquote(parts.path.strip("/"))
+    if parts.username or parts.password:
+        raise UsageError(
+            reason="A cosmos:// URL has no key in it: put it into AZURE_COSMOS_KEY, or sign in to Entra ID."
+        )
+    if "?" in url or "#" in url:
+        raise UsageError(reason="A cosmos:// URL ends with the database: cosmos://ACCOUNT/DATABASE.")
+    if not host or not database or re.search(r"[/\\?#]", database):
+        raise UsageError(
+            reason="Name the account and the database, as in cosmos://ACCOUNT.documents.azure.com/DATABASE."
+        )
+    if "." not in host and host != "localhost":
+        if not re.fullmatch(r"[a-z0-9-]{3,44}", host):
+            raise UsageError(reason=f"{host!r} is not a Cosmos DB account's name: 3 to 44 of a-z, 0-9 and hyphens.")
+        host += ".documents.azure.com"
+    return host, port, database
 
 
 def _parts_of(connection_string: str) -> tuple[str, str]:
@@ -113,6 +124,7 @@ class Requests:
         self._wait = DEFAULT_WAIT if options.wait is None else options.wait
         self._met = False
         self._served_at = 0.0  # when a request last succeeded
+        self._told_at = 0.0  # when the user was last told of trouble
         self._credential: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cosmos", daemon=True)
@@ -129,7 +141,7 @@ class Requests:
 
     def start(self) -> CosmosClient:
         """Signs in; raises StoreAccessDenied, ServiceUnreachable or UsageError."""
-        return self.call(self._start())
+        return self.attempt(self._start(), "connecting")
 
     async def _start(self) -> CosmosClient:
         self.pace = Pace(self._options.max_ru)
@@ -154,7 +166,7 @@ class Requests:
             no_response_on_write=True,
             user_agent_suffix="vehclass",
         )
-        await self.single(lambda hook: self._client.__aenter__(), "signing in")
+        await self.single(lambda hook: self._client.__aenter__(), "connecting")
         return self._client
 
     def close(self) -> None:
@@ -207,8 +219,9 @@ class Requests:
                     raise ServiceUnreachable(service=self.url, reason=_reason(error, status)) from error
                 self.spent.throttled += status == THROTTLED
                 self.spent.repeated += 1
-                if pause > 2 or attempt == 6:
-                    self._options.say(f"{self.url}: {_reason(error, status)} ({what}); again in {pause:.1f} s")
+                if (pause > 2 or attempt >= 6) and moment - self._told_at > TELL_EVERY:
+                    self._told_at = moment
+                    self._options.say(f"{self.url}: {_reason(error, status)} ({what}); trying again")
                 await asyncio.sleep(pause)
 
     def _may_pass(self, error: BaseException) -> bool:
@@ -217,7 +230,7 @@ class Requests:
             return True
         status = status_of(error)
         if isinstance(error, ClientAuthenticationError):  # a token that is renewed in mid-run may hit a passing fault
-            return self._met and (status is None or status in TRANSIENT)
+            return self._served_at > 0 and (status is None or status in TRANSIENT)
         detail = (status, int(getattr(error, "sub_status", None) or 0))
         return status is None or status in TRANSIENT or detail in TRANSIENT_DETAIL
 
@@ -240,7 +253,7 @@ class Requests:
             return answer
         except HttpResponseError as error:
             throttled = error.status_code == THROTTLED
-            self._met = True
+            self._met = self._met or error.status_code is not None
             charge += float((getattr(error, "headers", None) or {}).get("x-ms-request-charge", 0) or 0)
             raise
         finally:
@@ -327,6 +340,8 @@ class Requests:
         said = f"{_first_words(error)} ({doing}, status {status}{f'/{detail}' if detail else ''})"
         if status in (401, 403):
             return StoreAccessDenied(url=self.url, reason=said)
+        if status == 404:
+            return StoreGone(url=self.url)
         return StoreError(url=self.url, reason=said)
 
 
@@ -351,7 +366,12 @@ def _reason(error: BaseException, status: int | None) -> str:
         return "it has no request units left, again and again; raise its throughput"
     if status is not None:
         return f"it answers {status} again and again"
-    return "it does not answer" if isinstance(error, TimeoutError) else "nobody answers there"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    no_host = any(
+        sign in str(error) for sign in ("Name or service not known", "nodename nor servname", "No address", "DNS")
+    )
+    return "there is no such host" if no_host else "nobody answers there"
 
 
 def _first_words(error: BaseException) -> str:
