@@ -56,7 +56,8 @@ def command(container: Path, store: Path | str) -> list[str]:
 def start(container: Path, store: Path | str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command(container, store),
-        env=clean_environment(**environment),
+        # A signal in the middle of an import leaves Python's own file of it open, which is no fault of ours to warn of.
+        env=clean_environment(PYTHONWARNINGS="", **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
