@@ -7,6 +7,7 @@ import pytest
 import sqlfluff
 from sqlfluff.api.simple import APIParsingError
 
+from tests.conftest import ROOT
 from vehclass.stores.azure_sql import RIGHTS, batches
 from vehclass.stores.queries import migrations, named_queries
 
@@ -42,6 +43,13 @@ def test_migrations_and_grants_parse() -> None:
     for text in (*texts, (FOLDER / "grants.sql").read_text()):
         for batch in batches(text):
             assert parses(batch), batch
+
+
+def test_the_queries_in_the_docs_parse() -> None:
+    page = (ROOT / "docs" / "stores.md").read_text(encoding="utf-8").partition("## Cosmos DB")[0]
+    blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    assert sum(block.count(";") for block in blocks) == 3
+    assert all(parses(block) for block in blocks)
 
 
 PLANTED = [
