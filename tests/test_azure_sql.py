@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SAMPLE, Answer, free_port
-from tests.tds import Error, Hang, Login, Reply, Request, Reset, Rows, TdsServer, self_signed
+from tests.tds import Error, Hang, Info, Login, Reply, Request, Reset, Rows, TdsServer, self_signed
 from tests.test_stores import MODEL, TRUNCATED, WHEN, begin, classified, failed, new, ref, rows
 from tests.tsql_standin import Engine
 from vehclass.errors import (
@@ -226,6 +226,11 @@ class TestRepeated:
         assert len(bench.clock.slept) == 2
         assert len(bench.server.logins) == before + 2  # no transaction is begun inside of one that was left
         assert bench.store._db.schema_version == 1
+
+    def test_an_answer_behind_a_message_is_found(self, bench: Bench) -> None:
+        """As sp_getapplock's -1 comes when its time is up."""
+        bench.server.answer = lambda request: [Info(0, "waited in vain"), Rows(("got",), [(-1,)])]
+        assert [tuple(row) for row in bench.store._db.query("lock_migration")] == [(-1,)]
 
     def test_a_reader_is_repeated_too(self, bench: Bench, ticket: RunTicket) -> None:
         save(bench, ticket)

@@ -125,7 +125,6 @@ def test_the_grants_are_what_a_run_needs() -> None:
     assert granted == RIGHTS
 
 
-def test_no_round_trip_writes_more_rows_than_lock_a_table() -> None:
-    """Sends no MERGE, no NOLOCK, and nothing whose number of statements grows with a batch."""
+def test_nothing_loops_merges_or_reads_what_is_not_committed() -> None:
     text = re.sub(r"--.*", "", (FOLDER / "queries.sql").read_text()).upper()
     assert not re.search(r"\bMERGE\b|NOLOCK|CURSOR|WHILE", text)

@@ -93,7 +93,7 @@ class AzureSqlDatabase:
                 try:
                     connection.close()
                 except pyodbc.Error:
-                    continue
+                    continue  # it was gone already
             self._all.clear()
 
     def open(self, *, create: bool) -> None:
@@ -252,7 +252,7 @@ class AzureSqlDatabase:
         try:
             held.close()
         except pyodbc.Error:
-            return
+            return  # it was gone already
 
     def _roll_back(self) -> None:
         try:
@@ -339,7 +339,7 @@ _NUL: Final = re.compile(r"\0|(?<!\\)(?:\\\\)*\\u0000")  # as itself, or as JSON
 
 
 def _size(kind: str) -> tuple[int, int, int]:
-    """A T-SQL type as pyodbc.setinputsizes wants it: so that a None needs no question to the server."""
+    """A T-SQL type as pyodbc.setinputsizes wants it, so that the driver sends what the query declares."""
     import pyodbc
 
     name, _, length = kind.partition("(")

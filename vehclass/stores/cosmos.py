@@ -114,8 +114,7 @@ class CosmosStore(RunBook):
             status = "classified"
             if one.failure:
                 status = "quarantined" if one.failure.permanent or attempts >= max_attempts else "failed"
-            about = {"status": status, "attempts": attempts, "run_id": ticket.run_id, "at": at, "seq": seq}
-            document = as_document(one, model, **about)  # type: ignore[arg-type]  # a dict of several kinds
+            document = as_document(one, model, status=status, attempts=attempts, run_id=ticket.run_id, at=at, seq=seq)
             documents[document["id"]] = document
         await self._upsert_all(list(documents.values()), until=self.held_until.get(ticket.run_id, math.inf))
 
@@ -206,8 +205,7 @@ class CosmosStore(RunBook):
         """Rows of `what` (predictions, probabilities or failures), read a page of documents at a time."""
         models = {model.version: model for model in self.models()}
         if wanted.model is not None:
-            names = (wanted.model,)
-            models = {v: m for v, m in models.items() if {v, m.name, m.key} & set(names)}
+            models = {v: m for v, m in models.items() if wanted.model in (v, m.name, m.key)}
         conditions, values = _conditions(what, wanted, models)
         fields = "*" if what == "probabilities" else PREDICTION_FIELDS if what == "predictions" else FAILURE_FIELDS
         if wanted.name is not None:  # by its key where its source is known, which is one partition
@@ -217,8 +215,7 @@ class CosmosStore(RunBook):
             known = f"c.image_id IN ({', '.join(f'@{name}' for name in ids)}) OR " if ids else ""
             conditions.append(f"({known}c.name = @name)")
         for document in self._stream(conditions, values, fields, newest_first=newest_first):
-            rows = list(rows_of(what, document, models[document["version"]], wanted))
-            yield from rows
+            yield from rows_of(what, document, models[document["version"]], wanted)
 
     def first_results(self, what: str, wanted: ResultFilter, limit: int) -> list[dict[str, Any]]:
         """The newest rows, at most `limit`."""
@@ -279,14 +276,15 @@ class CosmosStore(RunBook):
         check_numbers(self.url, [one.outcome for one in held])
         documents = []
         for one, seq in zip(held, self._numbers(len(held)), strict=True):
-            about = {
-                "status": one.status,
-                "attempts": one.attempts,
-                "run_id": one.run_id,
-                "at": one.finished_at,
-                "seq": seq,
-            }
-            document = as_document(one.outcome, model, **about)  # type: ignore[arg-type]  # a dict of several kinds
+            document = as_document(
+                one.outcome,
+                model,
+                status=one.status,
+                attempts=one.attempts,
+                run_id=one.run_id,
+                at=one.finished_at,
+                seq=seq,
+            )
             documents.append({**document, "etag": one.etag, "first_seen_at": one.first_seen_at})
 
         async def write() -> None:
@@ -300,9 +298,14 @@ class CosmosStore(RunBook):
     ) -> Iterator[Document]:
         """Documents in the order of their numbers, a page at a time; a page that fails is asked again by itself."""
         order, beyond = ("DESC", "<=") if newest_first else ("ASC", ">=")
-        # What is written while this reads has a higher number, and is not read twice.
-        values = {**values, "newest": max(self._last_seq, time.time_ns() // 1000)}
-        conditions = [*conditions, "c.seq <= @newest"]
+        if not newest_first:
+            # What is written while this reads gets a higher number, and is not read twice. The bound is the store's own,
+            # since the clock of whoever wrote may be ahead of ours.
+            asked = self._requests.query(self._results, "SELECT TOP 1 c.seq FROM c ORDER BY c.seq DESC")
+            newest = self._requests.attempt(asked, "reading results")
+            if not newest:
+                return
+            values, conditions = {**values, "newest": newest[0]["seq"]}, [*conditions, "c.seq <= @newest"]
         last: int | None = None
         seen: set[str] = set()  # of the number that the last page ended with
         while True:
