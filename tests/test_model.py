@@ -63,7 +63,7 @@ def test_a_changed_file_is_refused(folder: Path, name: str, how: str) -> None:
         (lambda facts: facts["tasks"][0].update(temperature=9.0), "changed after the model was made"),
         (lambda facts: facts["tasks"][1]["labels"].reverse(), "changed after the model was made"),
         (lambda facts: facts.update(input_size=[8, 8]), "changed after the model was made"),
-        (lambda facts: facts.update(format_version=99), "not of format 1"),
+        (lambda facts: facts.update(format_version=99), "not of a format"),
         (lambda facts: facts.pop("tasks"), "lacks what it should say"),
         (lambda facts: facts["files"].update({"../secret": "00"}), "a file outside the folder"),
     ],

@@ -52,24 +52,35 @@ class Task:
     """One question put to a photo, with its closed and ordered answers.
 
     Probabilities are softmax(logits / temperature); a top probability under the threshold asks for a
-    person's eye.
+    person's eye. Where there were photos enough to choose one, a label has a threshold of its own.
     """
 
     name: str
     labels: tuple[str, ...]
     temperature: float = 1.0
     threshold: float = 0.0
+    label_thresholds: tuple[float, ...] = ()
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold that counts for each label."""
+        return self.label_thresholds or (self.threshold,) * len(self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a model without loading it; the version is a digest of its content."""
+    """What is known of a model without loading it; the version is a digest of its content.
+
+    With a `novelty_limit`, the network's last column says how unlike the photos it learnt from a photo is;
+    above the limit every answer asks for a person's eye.
+    """
 
     name: str
     version: str
     tasks: tuple[Task, ...]
     input_size: tuple[int, int]  # width, height
     created_at: str
+    novelty_limit: float | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -34,22 +34,29 @@ class Classifier:
 
     def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
         """One answer a picture, in order, for uint8 [n, height, width, 3]: a prediction a task, or an error."""
-        return answers(self.runtime.logits(pixels), self.info.tasks)
+        return answers(self.runtime.logits(pixels), self.info.tasks, self.info.novelty_limit)
 
 
-def answers(logits: Logits, tasks: tuple[Task, ...]) -> list[tuple[Prediction, ...] | ImageError]:
-    """Logits [n, labels of all tasks] as predictions; a picture whose logits are not finite is an error."""
+def answers(
+    logits: Logits, tasks: tuple[Task, ...], novelty_limit: float | None = None
+) -> list[tuple[Prediction, ...] | ImageError]:
+    """Logits [n, labels of all tasks] as predictions; a picture whose logits are not finite is an error.
+
+    With a `novelty_limit` the last column is no logit: it says how unlike the training photos a picture is.
+    """
     finite: NDArray[np.bool_] = np.all(np.isfinite(logits), axis=1)
+    strange = logits[:, -1] > novelty_limit if novelty_limit is not None else np.zeros(len(logits), bool)
     by_task: list[list[Prediction]] = []
     start = 0
     for task in tasks:
         shares = probabilities(logits[:, start : start + len(task.labels)], task.temperature)
         start += len(task.labels)
         tops = shares.argmax(axis=1)
+        unsure = strange | (shares.max(axis=1) < np.array(task.thresholds)[tops])
         by_task.append(
             [
-                Prediction(task.name, task.labels[top], row[top], row[top] < task.threshold, tuple(row))
-                for row, top in zip(shares.tolist(), tops.tolist(), strict=True)
+                Prediction(task.name, task.labels[top], row[top], look, tuple(row))
+                for row, top, look in zip(shares.tolist(), tops.tolist(), unsure.tolist(), strict=True)
             ]
         )
     return [

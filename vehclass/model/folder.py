@@ -18,7 +18,9 @@ from typing import Any, Final
 from vehclass.errors import ModelNotFound, ModelRefused, UsageError
 from vehclass.records import ModelInfo, Task
 
-FORMAT_VERSION: Final = 1
+# 2 added thresholds by label and the novelty column; folders of format 1 are still read.
+FORMAT_VERSION: Final = 2
+READABLE_FORMATS: Final = (1, 2)
 FACTS_FILE: Final = "model.json"
 KERAS_FILE: Final = "model.keras"
 OPENVINO_FILE: Final = "openvino.xml"
@@ -67,9 +69,10 @@ def open_model(path: Path) -> ModelFolder:
         info = ModelInfo(
             name=str(facts["name"]),
             version=str(facts["version"]),
-            tasks=tuple(Task(**{**task, "labels": tuple(task["labels"])}) for task in facts["tasks"]),
+            tasks=tuple(_as_task(task) for task in facts["tasks"]),
             input_size=(int(facts["input_size"][0]), int(facts["input_size"][1])),
             created_at=str(facts["created_at"]),
+            novelty_limit=float(facts["novelty"]["limit"]) if facts.get("novelty") else None,
             facts=facts,
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -182,9 +185,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelRefused(path=path, reason=f"{FACTS_FILE} cannot be read ({error})") from error
-    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
+    if not isinstance(facts, dict) or facts.get("format_version") not in READABLE_FORMATS:
         raise ModelRefused(
-            path=path, reason=f"{FACTS_FILE} is not of format {FORMAT_VERSION}, the one this vehclass reads"
+            path=path,
+            reason=f"{FACTS_FILE} is not of a format that this vehclass reads ({READABLE_FORMATS[-1]} or below)",
         )
     return facts
 
@@ -200,7 +204,18 @@ def _check_file(path: Path, name: str, digest: str) -> None:
         raise ModelRefused(path=path, reason=f"{name} is not the file that was trained (its sha256 differs)")
 
 
+def _as_task(facts: Mapping[str, Any]) -> Task:
+    return Task(
+        str(facts["name"]),
+        tuple(str(label) for label in facts["labels"]),
+        float(facts["temperature"]),
+        float(facts["threshold"]),
+        tuple(float(one) for one in facts.get("label_thresholds", ())),
+    )
+
+
 def _version(facts: Mapping[str, Any]) -> str:
-    """Twelve digits of the sha256 over all that decides an answer: files, tasks, input."""
-    decisive = {key: facts.get(key) for key in ("format_version", "files", "tasks", "input_size", "prepare")}
+    """Twelve digits of the sha256 over all that decides an answer: files, tasks, input, novelty."""
+    keys = ["format_version", "files", "tasks", "input_size", "prepare", *(["novelty"] if "novelty" in facts else [])]
+    decisive = {key: facts.get(key) for key in keys}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
