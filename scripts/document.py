@@ -13,9 +13,11 @@ sys.path.insert(0, str(ROOT))
 from vehclass.settings import Settings  # noqa: E402  (found by the line above, wherever this is run from)
 
 COMMANDS = [
-    *("", "classify-batch", "classify", "train"),
+    *("", "classify-batch", "classify", "train", "data check", "evaluate"),
     *("results list", "results show", "results export", "runs list", "runs show"),
-    *("model show", "store init", "store check", "store copy", "doctor"),
+    *("model show", "model export", "model push", "model pull", "model list"),
+    *("model promote", "model rollback", "model history"),
+    *("store init", "store check", "store copy", "doctor"),
 ]
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -9,10 +9,11 @@ import pytest
 
 from tests.conftest import SAMPLE, Answer, Azurite
 from tests.faults import Fault, FaultProxy
+from vehclass.azure_storage import patience
+from vehclass.azure_storage.options import BlobOptions
 from vehclass.batch.flow import in_lanes
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound
-from vehclass.sources import open_source, patience
-from vehclass.sources.blob_options import BlobOptions
+from vehclass.sources import open_source
 
 PHOTOS = 40
 

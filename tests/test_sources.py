@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Azurite
+from vehclass.azure_storage.options import BlobOptions
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound, UsageError
 from vehclass.records import ImageRef
 from vehclass.sources import open_source
-from vehclass.sources.blob_options import BlobOptions
 
 ODD_NAMES = [
     "plain.jpg",

@@ -5,6 +5,9 @@ VehclassError                 1  failed
 │   ├── SourceNotFound
 │   ├── AccessDenied
 │   ├── ModelNotFound
+│   │   └── ModelNotInRegistry
+│   ├── RegistryNotFound
+│   ├── RegistryAccessDenied
 │   ├── ModelRefused
 │   ├── StoreNotFound
 │   ├── StoreForeign
@@ -15,6 +18,8 @@ VehclassError                 1  failed
 ├── StoreError                1
 │   └── StoreGone
 ├── ExportDiffers             1
+├── PromotionRefused          1
+├── PromotedMeanwhile         1
 ├── LeaseHeld                 4  another run holds the lease
 ├── LeaseLost                 4
 └── ServiceUnreachable        5  try later
@@ -70,6 +75,18 @@ class ModelNotFound(UsageError):
     """No model at {path}: {reason}. Name a model folder, such as models/sample, or make one with `vehclass train`."""
 
 
+class ModelNotInRegistry(ModelNotFound):
+    """{registry} has no model {wanted}: {reason}."""
+
+
+class RegistryNotFound(UsageError):
+    """There is no registry of models at {where}: {reason}. Name a folder, or a container as az://ACCOUNT/CONTAINER, with --registry or VEHCLASS_MODELS; `vehclass model push` puts the first model there."""
+
+
+class RegistryAccessDenied(UsageError):
+    """{service} refuses this identity: {reason}. Sign in (`az login`, a managed identity), or check the key or SAS; taking a model needs the role 'Storage Blob Data Reader' there, push, promote and rollback 'Storage Blob Data Contributor'."""
+
+
 class ModelRefused(UsageError):
     """The model in {path} was not loaded: {reason}. Use an unchanged copy of it, or train it again."""
 
@@ -107,7 +124,15 @@ class StoreGone(StoreError):
 
 
 class ExportDiffers(VehclassError):
-    """The exported model does not answer as the trained one ({reason}), so no model folder was written."""
+    """The exported model does not answer as the trained one ({reason}), so nothing was written."""
+
+
+class PromotionRefused(VehclassError):
+    """{key} was not promoted: {reason}. Nothing was written; --force promotes it all the same, and that is recorded."""
+
+
+class PromotedMeanwhile(VehclassError):
+    """{who} pointed production of {name} at {version} at {when}, while this was under way, so nothing was written. See `vehclass model history {name}`, and decide anew."""
 
 
 class LeaseHeld(VehclassError):

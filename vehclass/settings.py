@@ -29,7 +29,17 @@ class Settings:
     """All settings in force; `origins` says of each where it came from."""
 
     store: str = _setting("sqlite:///vehclass.db", "VEHCLASS_STORE", "where results go")
-    model: str | None = _setting(None, "VEHCLASS_MODEL", "the model folder to classify with")
+    model: str | None = _setting(
+        None, "VEHCLASS_MODEL", "the model to classify with: a folder, or NAME or NAME@VERSION in a registry"
+    )
+    models: str = _setting(
+        "models", "VEHCLASS_MODELS", "the registry of models: a folder, or a container as az://ACCOUNT/CONTAINER"
+    )
+    cache: str = _setting(
+        "~/.cache/vehclass/models",
+        "VEHCLASS_CACHE",
+        "where models from a container are kept, by their version; below XDG_CACHE_HOME where that is set",
+    )
     runtime: str = _setting(
         "auto",
         "VEHCLASS_RUNTIME",
@@ -129,8 +139,11 @@ class Settings:
         value = getattr(self, one.name)
         if one.metadata.get("secret"):
             return "(set)" if value else value
-        # A store's URL may have a password in it.
-        return re.sub(r"(://[^/@:]*):.*@", r"\1:...@", value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        # A store's URL may have a password in it, a container's a shared access signature.
+        without_sas = re.sub(r"(://[^?]*\?).*\bsig=.*", r"\1...", value)
+        return re.sub(r"(://[^/@:]*):.*@", r"\1:...@", without_sas)
 
     def shown(self) -> list[dict[str, object]]:
         """Every setting with value, origin, environment name and meaning; secrets as '(set)' or '...'."""
@@ -161,6 +174,8 @@ def load(
     from_file = _read_file(path)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    if Path(environment.get("XDG_CACHE_HOME", "")).is_absolute():  # the standard has others ignored
+        values["cache"] = str(Path(environment["XDG_CACHE_HOME"]) / "vehclass" / "models")
     for one in _fields():
         env = one.metadata["env"]
         if flags and flags.get(one.name) is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vehclass import __version__
-from vehclass.cli import classify, classify_batch, doctor, model, results, runs, store, train
+from vehclass.cli import classify, classify_batch, data, doctor, evaluate, model, results, runs, store, train
 
 app = typer.Typer(
     help="Turns a container of vehicle photos into rows in a database.",
@@ -36,6 +36,8 @@ def _top(
 app.command("classify-batch", rich_help_panel="Work")(classify_batch.classify_batch)
 app.command("classify", rich_help_panel="Work")(classify.classify)
 app.command("train", rich_help_panel="Work")(train.train)
+app.command("evaluate", rich_help_panel="Look")(evaluate.evaluate)
+app.add_typer(data.app, name="data", rich_help_panel="Look")
 app.add_typer(results.app, name="results", rich_help_panel="Look")
 app.add_typer(runs.app, name="runs", rich_help_panel="Look")
 app.add_typer(model.app, name="model", rich_help_panel="Look")

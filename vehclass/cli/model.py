@@ -1,19 +1,26 @@
-"""`vehclass model`: what is known of a model."""
+"""`vehclass model`: what is known of a model, and where models are handed around."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vehclass.cli import options, show
+from vehclass.cli import options, registry, show
+from vehclass.cli.export import export
 from vehclass.cli.train import show_metrics
 
-app = typer.Typer(help="What is known of a model.", no_args_is_help=True)
+app = typer.Typer(help="Look at models, hand them around.", no_args_is_help=True)
+app.command("export")(export)
+app.command("push")(registry.push)
+app.command("pull")(registry.pull)
+app.command("list")(registry.list_models)
+app.command("promote")(registry.promote)
+app.command("rollback")(registry.rollback)
+app.command("history")(registry.history)
 
 
 @app.command("show")
 def show_model(
-    path: Annotated[Path, typer.Argument(help="A model folder.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A model folder, or NAME or NAME@VERSION.", show_default=False)],
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -21,10 +28,8 @@ def show_model(
 
     Example: vehclass model show models/sample
     """
-    from vehclass.model.folder import open_model
-
-    folder = open_model(path)
-    info = folder.info
+    folder = options.model_folder(options.given(model=model))
+    path, info = folder.path, folder.info
     if as_json:
         show.print_json({"path": str(path), **info.facts})
         return

@@ -13,21 +13,36 @@ from vehclass.errors import UsageError
 from vehclass.settings import Settings
 
 if TYPE_CHECKING:
+    from vehclass.azure_storage.options import BlobOptions
     from vehclass.model.folder import ModelFolder
-    from vehclass.sources.blob_options import BlobOptions
+    from vehclass.registry.layout import Registry as AnyRegistry
     from vehclass.stores import Store as AnyStore
     from vehclass.stores.options import StoreOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model folder, such as models/sample.", show_default=False)
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model folder such as models/sample, NAME or NAME@VERSION, or their URL.",
+        show_default=False,
+    ),
 ]
 Store = Annotated[
     str | None,
     typer.Option(
         "--store",
         help="Where results are: sqlite:///FILE, mssql://HOST/DB or cosmos://ACCOUNT/DB. (default: sqlite:///vehclass.db)",
+        show_default=False,
+    ),
+]
+Registry = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        help="Where models are handed around: a folder, az://ACCOUNT/CONTAINER/PREFIX or its https URL. (default: models)",
         show_default=False,
     ),
 ]
@@ -55,7 +70,7 @@ def cores() -> int:
 
 def blob_options(settings: Settings) -> "BlobOptions":
     """The settings of a storage account."""
-    from vehclass.sources.blob_options import BlobOptions
+    from vehclass.azure_storage.options import BlobOptions
 
     return BlobOptions(
         connection_string=settings.storage_connection_string,
@@ -68,12 +83,38 @@ def blob_options(settings: Settings) -> "BlobOptions":
 
 
 def model_folder(settings: Settings) -> "ModelFolder":
-    """The checked model folder of the settings."""
+    """The checked model of the settings: a folder, or what its name in a registry means at this moment."""
+    from vehclass.cli import show
     from vehclass.model.folder import open_model
+    from vehclass.registry.cache import open_from
+    from vehclass.registry.resolving import place_of
 
     if not settings.model:
-        raise UsageError(reason="Name a model folder with --model or VEHCLASS_MODEL, such as models/sample.")
-    return open_model(Path(settings.model))
+        raise UsageError(
+            reason="Name a model folder with --model or VEHCLASS_MODEL, such as models/sample, "
+            "or a model of a registry as NAME or NAME@VERSION."
+        )
+    place = place_of(settings.model, settings.models)
+    if isinstance(place, Path):
+        return open_model(place)
+    where, reference = place
+    with show.status(quiet=False, lines=True) as tell:
+        return open_from(registry(settings, where), reference, model_cache(settings), tell)
+
+
+def registry(settings: Settings, where: str | None = None) -> "AnyRegistry":
+    """The registry of the settings, or another one."""
+    from vehclass.registry import open_registry
+
+    return open_registry(where or settings.models, blob_options(settings))
+
+
+def model_cache(settings: Settings) -> Path:
+    """The folder that keeps downloaded models."""
+    try:
+        return Path(settings.cache).expanduser()
+    except RuntimeError as error:  # a user without a home
+        raise UsageError(reason=f"{settings.cache} cannot be found: {error} Set VEHCLASS_CACHE.") from error
 
 
 def store_options(settings: Settings) -> "StoreOptions":
@@ -124,6 +165,20 @@ def moment(text: str | None, option: str) -> datetime | None:
         raise UsageError(
             reason=f"{option} is {text!r}; write a date (2026-11-01), a time or an age (24h, 7d)."
         ) from error
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A length of time as people write it: 90s, 30m, 2h."""
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        length = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        length = 0.0
+    if not 0 < length < 1e8:
+        raise UsageError(reason=f"{option} is {text!r}; write a number with s, m or h, such as 30m.")
+    return length
 
 
 def given(**flags: Any) -> Settings:

@@ -1,6 +1,7 @@
 """`vehclass train`: a model from labelled photos."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,8 @@ import typer
 
 from vehclass.cli import options, show
 
-FEW_PHOTOS = 100  # to validate or test with, below which figures are not to be relied on
+# Under which headings --help lists the options.
+MAIN, NETWORK, FITTING = "What matters most", "The network", "How it is fitted"
 
 
 def train(
@@ -23,52 +25,155 @@ def train(
     task: Annotated[
         str, typer.Option(help="What the labels of a folder per label answer, such as condition.")
     ] = "label",
+    preset: Annotated[
+        str, typer.Option(help="How long to train: quick, balanced or best.", rich_help_panel=MAIN)
+    ] = "balanced",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the best of so much time, such as 30m or 2h.", show_default=False, rich_help_panel=MAIN
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped or killed.", rich_help_panel=MAIN)
+    ] = False,
+    target_precision: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=1.0,
+            help="Answers less sure than this precision needs are marked needs_review.",
+            rich_help_panel=MAIN,
+        ),
+    ] = 0.95,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop on any warning of `vehclass data check`.", rich_help_panel=MAIN)
+    ] = False,
     backbone: Annotated[
-        str, typer.Option(help="small, mobilenet_v3_small, mobilenet_v3_large or efficientnet_v2_b0.")
+        str,
+        typer.Option(
+            help="small, mobilenet_v3_small, mobilenet_v3_large, efficientnet_v2_b0 to _b3, convnext_tiny or resnet50.",
+            rich_help_panel=NETWORK,
+        ),
     ] = "small",
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Where a backbone starts: imagenet, or a weights file; from nothing when not given.",
+            help="Where the backbone starts: a model folder of your own, imagenet, or a weights file; from nothing when not given.",
             show_default=False,
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     input_size: Annotated[
         int | None,
         typer.Option(
-            min=32,
+            min=16,
             max=1024,
             help="Side of the network's input in pixels. (default: from the data, at most 160)",
             show_default=False,
+            rich_help_panel=NETWORK,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training photos, at most.")] = 40,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10_000,
+            help="Passes over the training photos, at most. (default: from the preset)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
+    head_epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="With --weights, passes that fit the heads alone before all is fitted. (default: 30)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Stop after so many epochs without a better validation loss.")
-    ] = 10,
-    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Photos a training step takes.")] = 32,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after so many epochs without a better validation loss. (default: a third of all)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=4096,
+            help="Photos a training step takes. (default: 32, or 64 of many)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option(min=1e-7, max=1.0, help="The highest learning rate, after two epochs of warm-up.")
-    ] = 2e-3,
-    target_precision: Annotated[
-        float,
-        typer.Option(min=0.5, max=1.0, help="Answers less sure than this precision needs are marked needs_review."),
-    ] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 10, help="Decides split, start and order.")] = 0,
+        float | None,
+        typer.Option(
+            min=1e-7,
+            max=1.0,
+            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Random views to learn from: none, light, vehicle or strong. (default: vehicle)",
+            show_default=False,
+            rich_help_panel=FITTING,
+        ),
+    ] = None,
+    no_flip: Annotated[
+        bool,
+        typer.Option(
+            "--no-flip", help="Never mirror photos: where labels know left from right.", rich_help_panel=FITTING
+        ),
+    ] = False,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="The share of doubt in every label.", rich_help_panel=FITTING)
+    ] = 0.1,
+    class_weights: Annotated[
+        str,
+        typer.Option(help="Let rare labels count more: on, off, or auto, when unbalanced.", rich_help_panel=FITTING),
+    ] = "auto",
+    task_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How much a task counts, such as body=2; may be repeated.", show_default=False, rich_help_panel=FITTING
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Arithmetic of training: auto takes 16 bits where the hardware has them, or float32.",
+            rich_help_panel=FITTING,
+        ),
+    ] = "auto",
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 10, help="Decides split, start and order.", rich_help_panel=FITTING)
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train a model on labelled photos and write its folder.
+    """Train a model on labelled photos and write its folder, with a report.
 
     DATA has a folder per label, perhaps under train/, val/ and test/; or it is a CSV file (or a folder with
     manifest.csv) with the column `path` and one column a task, where empty cells are missing labels.
 
-    Example: vehclass train photos/manifest.csv --out models/mine
+    Example: vehclass train photos/manifest.csv --out models/mine --time-limit 30m
     """
-    from vehclass.errors import UsageError
+    from vehclass.errors import Interrupted, UsageError
     from vehclass.model.backbones import BACKBONES
     from vehclass.model.folder import refuse_unless_model
+    from vehclass.training.plan import AUGMENTATIONS, PRESETS, Plan
 
     if out.exists() and not overwrite:
         raise UsageError(reason=f"{out} exists. Name another folder with --out, or add --overwrite.")
@@ -78,56 +183,106 @@ def train(
         raise UsageError(
             reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
         )
-    if backbone not in BACKBONES:
-        raise UsageError(reason=f"There is no backbone {backbone!r}; choose one of {', '.join(BACKBONES)}.")
-    from vehclass.training.fit import Plan
-    from vehclass.training.fit import train as fit
-
+    for what, given, allowed in (
+        ("backbone", backbone, BACKBONES),
+        ("preset", preset, PRESETS),
+        ("augmentation", augment or "vehicle", AUGMENTATIONS),
+        ("--class-weights", class_weights, ("auto", "on", "off")),
+        ("--precision", precision, ("auto", "float32")),
+    ):
+        if given not in allowed:
+            raise UsageError(reason=f"There is no {what} {given!r}; choose one of {', '.join(allowed)}.")
     plan = Plan(
         data=data,
         out=out,
         task_name=task,
+        preset=preset,
         backbone=backbone,
-        weights=weights,
+        weights=_checked_weights(weights),
         input_side=input_size,
         epochs=epochs,
+        time_limit=options.seconds(time_limit, "--time-limit"),
         patience=patience,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        augment=augment,
+        flip=not no_flip,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        task_weights=_task_weights(task_weight or []),
+        head_epochs=head_epochs,
         target_precision=target_precision,
+        precision=precision,
         seed=seed,
         threads=options.cores(),
+        resume=resume,
+        strict=strict,
     )
-    with show.status(quiet=as_json) as status:
-        folder = fit(plan, _screen(status, quiet=as_json))
+    from vehclass.training.fit import train as fit
+
+    try:
+        with show.status(quiet=as_json) as status:
+            folder = fit(plan, _screen(status, quiet=as_json))
+    except Interrupted as stopped:
+        kept = "The epochs so far are kept: run the same command with --resume to go on."
+        raise Interrupted(signal.Signals(stopped.exit_code - 128), kept) from None
     facts = folder.info.facts
     if as_json:
         show.print_json({"path": str(folder.path), **facts})
         return
     show_metrics(facts)
-    show.say(
-        f"{folder.info.key} is in {folder.path}. Try it: vehclass classify-batch --container PHOTOS --model {folder.path}"
-    )
+    show.say(f"{folder.info.key} is in {folder.path}; look at {folder.path / 'report.html'} first.")
+    show.say(f"Try it: vehclass classify-batch --container PHOTOS --model {folder.path}")
+
+
+def _checked_weights(weights: str | None) -> str | None:
+    """Where the backbone starts, before any photo is opened; raises UsageError or ModelRefused."""
+    from vehclass.errors import UsageError
+    from vehclass.model.folder import open_model
+
+    if weights is None or weights == "imagenet":
+        return weights
+    if Path(weights).is_dir():
+        open_model(Path(weights))
+    elif not Path(weights).is_file():
+        raise UsageError(
+            reason=f"The weights {weights} cannot be used: there is no such file or model folder. Name one, or imagenet."
+        )
+    return weights
+
+
+def _task_weights(pairs: list[str]) -> dict[str, float]:
+    from vehclass.errors import UsageError
+
+    weights = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] <= 1000:
+            raise UsageError(reason=f"--task-weight is {pair!r}; write a task and a number, such as body=2.")
+    return weights
 
 
 def show_metrics(facts: Mapping[str, Any]) -> None:
     """Accuracy by task, and what is confused with what, on photos that the model has not seen."""
-    rows = [
-        (
-            name,
-            show.percent(of["accuracy"]),
-            f"{of['support']:,}",
-            show.percent(of["coverage"]),
-            show.percent(of["precision_when_sure"]),
+    rows = []
+    for name, of in facts["metrics"].items():
+        intervals = of.get("intervals", {})
+        rows.append(
+            (
+                name,
+                show.percent(of["accuracy"]) + _between(intervals.get("accuracy")),
+                f"{of['support']:,}",
+                show.percent(of["coverage"]),
+                show.percent(of["precision_when_sure"]),
+                f"{of['ece']:.3f}" if of.get("ece") is not None else "",
+            )
         )
-        for name, of in facts["metrics"].items()
-    ]
-    show.table(
-        "On the test split",
-        ("task", "accuracy", "photos", "sure", "right when sure"),
-        rows,
-        right=("accuracy", "photos", "sure", "right when sure"),
-    )
+    names = ("task", "accuracy", "photos", "sure", "right when sure", "ECE")
+    show.table("On the test split", names, rows, right=names[1:])
     for task in facts["tasks"]:
         confusion = facts["metrics"][task["name"]]["confusion"]
         labels = task["labels"]
@@ -143,12 +298,20 @@ def show_metrics(facts: Mapping[str, Any]) -> None:
         if pairs:
             text = ", ".join(f"{truth} taken for {guess} ({count})" for count, truth, guess in pairs)
             show.say(f"{task['name']}: {text}")
+    odd = facts.get("novelty", {}).get("examples")
+    if odd:
+        text = ", ".join(f"{show.percent(share, 0)} of {kind}" for kind, share in odd.items())
+        show.say(f"Pictures that are no photos ask for a look: {text}")
     show.say()
+
+
+def _between(interval: list[float] | None) -> str:
+    return f" ({interval[0] * 100:.1f}-{interval[1] * 100:.1f})" if interval else ""
 
 
 def _screen(status: Callable[[str], None], *, quiet: bool) -> Any:
     """What a person sees while a model is trained."""
-    from vehclass.training.fit import Listener
+    from vehclass.training.plan import Listener
 
     class Screen(Listener):
         def catalogue(self, catalogue: Any) -> None:
@@ -159,28 +322,26 @@ def _screen(status: Callable[[str], None], *, quiet: bool) -> Any:
         def decoded(self, done: int, total: int) -> None:
             status(f"decoding photos: {done:,} of {total:,}")
 
+        def findings(self, findings: Any) -> None:
+            for one in findings:
+                examples = f": {', '.join(one.examples)}" if one.examples else ""
+                show.note(f"{one.severity}: {one.message}{examples}")
+
         def dataset(self, dataset: Any, input_size: tuple[int, int]) -> None:
             parts = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.rows.items())
             show.note(f"{parts}; seen at {input_size[0]}x{input_size[1]} pixels")
-            for file in dataset.rejected[:10]:
-                show.note(f"left out: {file.path}: {file.message}")
-            if len(dataset.rejected) > 10:
-                show.note(f"... and {len(dataset.rejected) - 10:,} more left out; all are in model.json")
-            least = min(len(dataset.rows[split]) for split in ("val", "test"))
-            if least < FEW_PHOTOS:
-                show.note(
-                    f"only {least} photos to check with: accuracy, probabilities and thresholds will be rough guesses"
-                )
-            status("loading Keras")
 
-        def step(self, number: int, of: int, loss: float) -> None:
-            status(f"step {number:,} of {of:,}, loss {loss:.3f}")
+        def step(self, epoch: int, progress: float, loss: float, left: float | None) -> None:
+            ends = f", {show.duration(left)} left" if left is not None else ""
+            status(f"training, epoch {epoch}: {progress:.0%}, loss {loss:.3f}{ends}")
 
-        def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
-            tasks = [name for name in logs if f"val_{name}" in logs and name != "loss"]
-            seen = "  ".join(f"{name} {logs[f'val_{name}']:.1%}" for name in tasks)
+        def epoch(self, number: int, of: int, logs: Mapping[str, float], tasks: Any) -> None:
+            right = "  ".join(
+                f"{task.name} {logs[f'val_{task.name}']:.1%}" for task in tasks if f"val_{task.name}" in logs
+            )
             show.note(
-                f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  right: {seen}"
+                f"epoch {number:>3}/{of}  loss {logs['loss']:.3f}  val loss {logs['val_loss']:.3f}  right: {right}  "
+                f"{show.duration(logs['seconds'])}"
             )
 
         def stage(self, what: str) -> None:

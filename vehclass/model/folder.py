@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,8 @@ READABLE_FORMATS: Final = (1, 2)
 FACTS_FILE: Final = "model.json"
 KERAS_FILE: Final = "model.keras"
 OPENVINO_FILE: Final = "openvino.xml"
+# For people to read, and to add to: no part of what the version is a digest of.
+DOCUMENTS: Final = frozenset({"card.md", "report.html", "history.csv", "history.json"})
 MAX_FACTS_BYTES: Final = 16 * 2**20
 MAX_CONFIG_BYTES: Final = 64 * 2**20
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
@@ -36,9 +38,11 @@ ALLOWED_LAYERS: Final = frozenset(
         *("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "Dropout", "SpatialDropout2D"),
         *("Activation", "ReLU", "BatchNormalization", "LayerNormalization", "Normalization"),
         *("AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
-        *("Functional", "InputLayer", "Sequential"),
+        *("Functional", "InputLayer", "Sequential", "Identity", "UnitNormalization", "Max"),
     }
 )
+# A layer that only one published backbone has, under its maker's own name.
+ALLOWED_OTHERS: Final = frozenset({("keras.src.applications.convnext", "LayerScale")})
 # Where else a serialised part may come from: these hold data and arithmetic only.
 ALLOWED_PARTS: Final = ("keras.initializers", "keras.regularizers", "keras.constraints")
 
@@ -86,14 +90,25 @@ def open_model(path: Path) -> ModelFolder:
     return ModelFolder(path, info, files)
 
 
-def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[Task, ...]) -> ModelFolder:
+def write_model(
+    draft: Path,
+    out: Path,
+    facts: Mapping[str, Any],
+    tasks: tuple[Task, ...],
+    describe: Callable[[Path, Mapping[str, Any]], None] = lambda folder, facts: None,
+) -> ModelFolder:
     """Turns a draft folder with the network's files into a model folder at `out`, in one step.
 
-    `facts` goes into model.json beside the tasks, the digests and the version. An earlier model at `out` is
-    moved aside until the new one stands in its place; anything else there is refused.
+    `facts` goes into model.json beside the tasks, the digests and the version; `describe` is given the draft and all
+    of that, to add the documents for people, which no digest holds to a wording. An earlier model at `out` is moved
+    aside until the new one stands in its place; anything else there is refused.
     """
     refuse_unless_model(out)
-    files = {entry.name: file_digest(entry) for entry in sorted(draft.iterdir()) if entry.is_file()}
+    files = {
+        entry.name: file_digest(entry)
+        for entry in sorted(draft.iterdir())
+        if entry.is_file() and entry.name not in DOCUMENTS
+    }
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         **facts,
@@ -101,6 +116,7 @@ def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[T
         "files": files,
     }
     content["version"] = _version(content)
+    describe(draft, content)
     with (draft / FACTS_FILE).open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
@@ -118,6 +134,10 @@ def write_model(draft: Path, out: Path, facts: Mapping[str, Any], tasks: tuple[T
 
 def refuse_unless_model(out: Path) -> None:
     """Raises UsageError when something other than a model folder stands where one is to be written."""
+    if (out / "production.json").exists() or any(out.glob(f"*/{FACTS_FILE}")):
+        raise UsageError(
+            reason=f"{out} holds versions of a registry, which are not replaced. Train into another folder, and put it there with `vehclass model push`."
+        )
     if (out.exists() or out.is_symlink()) and not (out / FACTS_FILE).is_file():
         raise UsageError(
             reason=f"{out} is there and is no model folder, so it is not replaced. Name another with --out."
@@ -151,9 +171,10 @@ def check_keras_file(path: Path) -> None:
         if module == "keras.layers" or str(module).startswith(("keras.src.models.", "keras.src.ops.numpy")):
             allowed = name in ALLOWED_LAYERS
         else:
-            allowed = module in ALLOWED_PARTS or (module, name) in (
-                (None, "__keras_tensor__"),
-                ("keras", "DTypePolicy"),
+            allowed = (
+                module in ALLOWED_PARTS
+                or (module, name) in ((None, "__keras_tensor__"), ("keras", "DTypePolicy"))
+                or (module, name) in ALLOWED_OTHERS
             )
         if not allowed or part.get("registered_name") not in (None, name):
             raise ModelRefused(path=path, reason=f"it has a part of a kind that is not allowed ({module}.{name})")

@@ -143,7 +143,7 @@ class KerasRuntime:
                     parts = [self._forward(pixels[at : at + self._step]) for at in range(0, len(pixels), self._step)]
                     return np.concatenate(parts)
                 except Exception as error:
-                    if self._step == 1 or not _is_out_of_memory(error):
+                    if self._step == 1 or not is_out_of_memory(error):
                         raise
                     self._step //= 2
 
@@ -161,7 +161,7 @@ def _padded(pixels: Pixels, count: int) -> Pixels:
     return full
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Each backend has its own class for it, and the words in common."""
     text = f"{type(error).__name__} {error}".lower()
     return "resourceexhausted" in text or "resource_exhausted" in text or "out of memory" in text

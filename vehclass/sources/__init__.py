@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from vehclass.errors import SourceNotFound, UsageError
 
 if TYPE_CHECKING:
+    from vehclass.azure_storage.options import BlobOptions
     from vehclass.sources.blob import BlobSource
-    from vehclass.sources.blob_options import BlobOptions
     from vehclass.sources.folder import FolderSource
 
 _CONTAINER_NAME: Final = re.compile(r"[a-z0-9$](?:-?[a-z0-9]){2,62}")
@@ -41,9 +41,10 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
                     reason="there is no such folder, and no storage account is set that could have such a container; "
                     "set AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING",
                 )
-            from vehclass.sources.blob import open_container
+            from vehclass.azure_storage.containers import open_container
+            from vehclass.sources.blob import BlobSource
 
-            return open_container(options, container=where)
+            return BlobSource(open_container(options, container=where), options.concurrency)
         case "file":
             return FolderSource(Path(unquote(rest.removeprefix("localhost"))))
         case "az":
@@ -51,12 +52,15 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
             container, _, prefix = path.partition("/")
             if "?" in rest:
                 raise UsageError(reason="az:// takes no query; give a SAS as AZURE_STORAGE_SAS_TOKEN.")
-            from vehclass.sources.blob import open_container
+            from vehclass.azure_storage.containers import open_container
+            from vehclass.sources.blob import BlobSource
 
-            return open_container(options, container=container, prefix=prefix, account=account)
+            opened = open_container(options, container=container, prefix=prefix, account=account)
+            return BlobSource(opened, options.concurrency)
         case "https" | "http":
-            from vehclass.sources.blob import open_url
+            from vehclass.azure_storage.containers import open_url
+            from vehclass.sources.blob import BlobSource
 
-            return open_url(options, where)
+            return BlobSource(open_url(options, where), options.concurrency)
         case other:
             raise UsageError(reason=f"{other}:// is no source; name a folder, a container, az://... or https://....")

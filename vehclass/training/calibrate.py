@@ -1,15 +1,19 @@
 """Makes probabilities mean what they say: a temperature a task, and the threshold under which a person looks."""
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vehclass.model.classifier import probabilities
+from vehclass.records import Task
 
 GOLDEN: Final = (np.sqrt(5) - 1) / 2
 # Photos that are all answered rightly would ask for a temperature of nothing, and for certainty ever after.
-LOWEST, HIGHEST = 0.5, 20.0
+LOWEST, HIGHEST = 0.2, 20.0
+CERTAINTY: Final = 1.2816  # standard deviations, for 90 % on one side
+ENOUGH_ANSWERS: Final = 50  # with a label, for a threshold of its own
 
 
 def temperature(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> float:
@@ -37,13 +41,55 @@ def nll(logits: NDArray[np.float32], targets: NDArray[np.int32], scale: float) -
 def threshold(shares: NDArray[np.float64], targets: NDArray[np.int32], precision: float) -> float:
     """The lowest top probability from which on at least `precision` of the answers are right.
 
-    `shares` are calibrated probabilities [n, labels]. Where no probability is that sure, every answer
-    asks for a look: the threshold is 1.
+    `shares` are calibrated probabilities [n, labels]. That many have to be right with some certainty (the one-sided
+    90 % bound of Wilson, 1927): the lowest threshold that a sample allows would promise too much of others. Where the
+    sample is too small for certainty its plain share counts; where no probability is that sure, every answer asks
+    for a look: the threshold is 1.
     """
     tops = shares.max(axis=1)
     order = np.argsort(-tops, kind="stable")
-    right = np.cumsum((shares.argmax(axis=1) == targets)[order]) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(right >= precision)
-    if not len(enough):
-        return 1.0
-    return float(np.floor(tops[order][enough[-1]] * 1e4) / 1e4)  # down, so that the photo that set it passes
+    counted = np.arange(1, len(order) + 1)
+    right = np.cumsum((shares.argmax(axis=1) == targets)[order]) / counted
+    # Of equal probabilities all pass or none does.
+    last_of_its_kind = np.append(np.diff(tops[order]) != 0, True)
+    for reached in (_lower_bound(right, counted), right):
+        enough = np.flatnonzero((reached >= precision) & last_of_its_kind)
+        if len(enough):
+            return float(np.floor(tops[order][enough[-1]] * 1e4) / 1e4)  # down, so that the photo that set it passes
+    return 1.0
+
+
+def _lower_bound(share: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What a share of so many is above with 90 % certainty."""
+    extra = CERTAINTY**2 / count
+    middle = share + extra / 2
+    spread = CERTAINTY * np.sqrt(share * (1 - share) / count + extra / (4 * count))
+    bound: NDArray[np.float64] = (middle - spread) / (1 + extra)
+    return bound
+
+
+def label_thresholds(
+    shares: NDArray[np.float64], targets: NDArray[np.int32], precision: float, otherwise: float
+) -> tuple[float, ...]:
+    """A threshold for each label that is answered often enough to choose one; `otherwise` for the rest."""
+    answers = shares.argmax(axis=1)
+    chosen = []
+    for label in range(shares.shape[1]):
+        own = answers == label
+        chosen.append(threshold(shares[own], targets[own], precision) if own.sum() >= ENOUGH_ANSWERS else otherwise)
+    return tuple(chosen)
+
+
+def calibrated(task: Task, logits: NDArray[np.float32], targets: NDArray[np.int32], precision: float) -> Task:
+    """The task with its temperature and thresholds, chosen on validation logits [n, labels] and targets [n]."""
+    if not len(targets):
+        return task
+    scale = temperature(logits, targets)
+    shares = probabilities(logits, scale)
+    lowest = threshold(shares, targets, precision)
+    return replace(
+        task,
+        temperature=scale,
+        threshold=lowest,
+        label_thresholds=label_thresholds(shares, targets, precision, lowest),
+    )

@@ -1,220 +1,161 @@
-"""Fits a network to labelled photos and writes the model folder: the story of `vehclass train`."""
+"""Turns labelled photos into a model folder: the story of `vehclass train`."""
 
-import hashlib
-import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version as installed
+import time
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from vehclass import __version__
-from vehclass.errors import ExportDiffers, VehclassError
-from vehclass.model.export import export_openvino
-from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
-from vehclass.model.frameworks import load_keras
-from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime
-from vehclass.records import ModelInfo, Task, iso, now
-from vehclass.training.calibrate import temperature, threshold
-from vehclass.training.dataset import Catalogue, Dataset, load, read_catalogue, typical_side
-from vehclass.training.evaluate import all_logits, measure, per_task
+from vehclass.errors import DataError, ModelRefused, UsageError
+from vehclass.model.folder import KERAS_FILE, ModelFolder, check_keras_file, open_model, refuse_unless_model
+from vehclass.model.frameworks import fast_policy, load_keras
+from vehclass.records import Task
+from vehclass.training import findings as looking
+from vehclass.training.checkpoint import Unfinished
+from vehclass.training.dataset import Catalogue, read_catalogue
+from vehclass.training.decoded import Dataset, Look, dataset_of, look, typical_side
+from vehclass.training.pace import usual_epochs
+from vehclass.training.plan import Listener, Material, Plan
+from vehclass.training.splits import split_rows
 
 LARGEST_DEFAULT_SIDE: Final = 160
-EXPORT_CHECK_ROWS: Final = 512
-EXPORT_TOLERANCE: Final = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to train on, what to train, and how long."""
-
-    data: Path
-    out: Path
-    task_name: str = "label"
-    backbone: str = "small"
-    weights: str | None = None
-    input_side: int | None = None
-    epochs: int = 40
-    patience: int = 10
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    target_precision: float = 0.95
-    seed: int = 0
-    threads: int = 1
-
-
-class Listener:
-    """Is told how training goes; a door overrides what it shows."""
-
-    def catalogue(self, catalogue: Catalogue) -> None:
-        """The samples are known."""
-
-    def decoded(self, done: int, total: int) -> None:
-        """So many photos are decoded."""
-
-    def dataset(self, dataset: Dataset, input_size: tuple[int, int]) -> None:
-        """The split is made; some files may have been left out."""
-
-    def step(self, number: int, of: int, loss: float) -> None:
-        """A training step of the present epoch is over."""
-
-    def epoch(self, number: int, of: int, logs: Mapping[str, float]) -> None:
-        """An epoch is over: losses and accuracies."""
-
-    def stage(self, what: str) -> None:
-        """Something other than an epoch begins."""
+UNBALANCED: Final = 5.0  # times as many photos of one label as of another: class weights
+FEW_PHOTOS: Final = 1000  # to train with, below which blending photos helps
+LARGE_BATCH_FROM: Final = 10_000  # photos
+HEAD_EPOCHS: Final = 30
+FINISHING_SHARE, FINISHING_SECONDS = 0.1, 60.0  # of a time limit, kept for export, calibration and report
 
 
 def train(plan: Plan, listener: Listener) -> ModelFolder:
-    """Trains, calibrates, exports, checks and measures; the folder appears only when all of that is done.
+    """Looks the data over, trains, calibrates, exports, checks and measures; the folder appears when all of that is done.
 
-    Raises DataError for unusable data, ExportDiffers when the exported network answers otherwise.
+    Raises DataError for unusable data, UsageError for options that do not fit them, ExportDiffers when the exported
+    network answers otherwise.
     """
+    began = time.monotonic()
+    refuse_unless_model(plan.out)
     catalogue = read_catalogue(plan.data, plan.task_name)
+    unknown = set(plan.task_weights) - {task.name for task in catalogue.tasks}
+    if unknown:
+        raise UsageError(reason=f"--task-weight names {min(unknown)!r}, which is no task of {plan.data}.")
     listener.catalogue(catalogue)
     side = plan.input_side or typical_side(catalogue, LARGEST_DEFAULT_SIDE)
-    dataset = load(catalogue, (side, side), plan.seed, threads=plan.threads, progress=listener.decoded)
-    listener.dataset(dataset, (side, side))
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{plan.out.name}.", suffix=".part", dir=plan.out.parent))
+    material = prepare(plan, catalogue, side, listener)
+    fingerprint = {**plan.as_saved(), "side": side, "data": material.dataset.digest()}
+    unfinished = Unfinished(plan.out, fingerprint)
+    with unfinished.held(resume=plan.resume) as state:
+        if state:
+            listener.stage(f"going on after epoch {state.epoch}")
+        elif plan.resume:
+            listener.stage("nothing to resume: starting anew")
+        listener.stage("loading Keras")
+        keras, gpus = load_keras()
+        from vehclass.model.network import build
+        from vehclass.training.finish import finish
+        from vehclass.training.fitting import Fitting
+
+        keras.utils.set_random_seed(plan.seed)
+        recipe = _recipe(plan, catalogue.tasks, material.dataset, gpus, time.monotonic() - began)
+        network = _network(plan, catalogue.tasks, side, recipe.policy)
+        state = Fitting(network, catalogue.tasks, material.dataset, recipe, unfinished, listener).run(state)
+        final = build(plan.backbone, (side, side), catalogue.tasks)
+        final.set_weights(network.get_weights())
+        draft = Path(tempfile.mkdtemp(prefix=f".{plan.out.name}.", suffix=".part", dir=plan.out.parent))
+        try:
+            return finish(plan, material, final, state, draft, listener)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def prepare(plan: Plan, catalogue: Catalogue, side: int, listener: Listener) -> Material:
+    """The photos decoded to `side` x `side`, looked over and split; raises DataError or UsageError."""
+    found = looking.label_findings(catalogue)
+    _stop_at(found, plan)
+    seen = look(catalogue, (side, side), threads=plan.threads, cache_beside=plan.out.parent, progress=listener.decoded)
+    found += looking.photo_findings(catalogue, seen, side)
+    dataset = dataset_of(catalogue, seen, split(catalogue, seen, plan.seed))
+    found += looking.split_findings(dataset.rows, catalogue, dataset.targets)
+    listener.findings(found)
+    _stop_at(found, plan)
+    listener.dataset(dataset, (side, side))
+    return Material(catalogue, dataset, side, tuple(found))
+
+
+def _stop_at(found: list[looking.Finding], plan: Plan) -> None:
+    """Raises DataError for an error among the findings, with `strict` for a warning, too."""
+    grave = [one for one in found if one.severity == "error" or (plan.strict and one.severity == "warning")]
+    if grave:
+        more = f", and {len(grave) - 1} more findings; see `vehclass data check`" if len(grave) > 1 else ""
+        raise DataError(path=plan.data, reason=f"{grave[0].message}{more}")
+
+
+def split(catalogue: Catalogue, seen: Look, seed: int) -> dict[str, Any]:
+    """The rows of train, val and test: those that decode and have a label, copies of one photo together."""
+    exact, near = looking.copies(seen)
+    groups = looking.groups_of_copies(seen, [*exact, *near])
+    labelled = {at for at, row in enumerate(seen.usable) if catalogue.samples[row].labels}
+    kept = [[at for at in group if at in labelled] for group in groups]
+    samples = [catalogue.samples[row] for row in seen.usable]
+    return split_rows(samples, seen.usable, seed, [group for group in kept if group])
+
+
+def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[str], spent: float) -> Any:
+    """Every choice that the plan leaves open, made from the preset and the data."""
+    from vehclass.training.augment import views
+    from vehclass.training.fitting import Recipe, is_unbalanced
+
+    photos = len(dataset.rows["train"])
+    # With a clock, epochs only bound what more of them could not improve.
+    epochs = plan.epochs or usual_epochs(photos, "best" if plan.time_limit else plan.preset)
+    batch_size = plan.batch_size or (64 if photos >= LARGE_BATCH_FROM else 32)
+    unbalanced = is_unbalanced(dataset.targets[dataset.rows["train"]], UNBALANCED)
+    seconds = None
+    if plan.time_limit:
+        seconds = plan.time_limit - spent - min(FINISHING_SECONDS, FINISHING_SHARE * plan.time_limit)
+        if seconds <= 0:
+            raise UsageError(
+                reason=f"Decoding alone took {spent:.0f} s of the --time-limit of {plan.time_limit:.0f} s. Give it more."
+            )
+    return Recipe(
+        epochs=epochs,
+        head_epochs=(HEAD_EPOCHS if plan.head_epochs is None else plan.head_epochs) if plan.weights else 0,
+        patience=plan.patience or max(10, epochs // 3),
+        batch_size=batch_size,
+        learning_rate=plan.learning_rate or (1e-3 if plan.weights else 2e-3) * (batch_size / 32) ** 0.5,
+        views=views(plan.augment or "vehicle", flip=plan.flip, mixed=0.5 if photos < FEW_PHOTOS else None),
+        label_smoothing=plan.label_smoothing,
+        weighted=plan.class_weights == "on" or (plan.class_weights == "auto" and unbalanced),
+        task_weights=tuple(plan.task_weights.get(task.name, 1.0) for task in tasks),
+        seconds=seconds,
+        policy=fast_policy(gpus) if plan.precision == "auto" else plan.precision,
+        freeze_statistics=plan.weights == "imagenet",
+        seed=plan.seed,
+    )
+
+
+def _network(plan: Plan, tasks: tuple[Task, ...], side: int, policy: str) -> Any:
+    """The network that learns, in the recipe's arithmetic, from the plan's weights."""
+    import keras
+
+    from vehclass.model.network import build, take_weights
+
+    own = plan.weights is not None and Path(plan.weights).is_dir()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
     try:
-        network, history = _fit(plan, catalogue.tasks, dataset, side, listener)
-        listener.stage("exporting, calibrating and measuring")
-        network.save(draft / KERAS_FILE)
-        export_openvino(draft / KERAS_FILE, draft / OPENVINO_FILE)
-        tasks, facts = _examine(plan, catalogue.tasks, dataset, draft, network, side)
-        about = {
-            "name": plan.out.name,
-            "created_at": iso(now()),
-            "backbone": plan.backbone,
-            "input_size": [side, side],
-            "prepare": {"resize": "stretch", "filter": "scaled decode, then antialiased bilinear", "pixels": "uint8"},
-            **facts,
-            "history": history,
-            "data": _fingerprint(catalogue, dataset),
-            "plan": _as_saved(plan),
-            "environment": _environment(),
-        }
-        draft.chmod(0o755)
-        return write_model(draft, plan.out, about, tasks)
+        network = build(plan.backbone, (side, side), tasks, None if own else plan.weights)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _fit(
-    plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, side: int, listener: Listener
-) -> tuple[Any, list[dict[str, float]]]:
-    """The trained network with its best weights, and the losses and accuracies of each epoch."""
-    keras, gpus = load_keras()
-    from vehclass.model import network as networks
-    from vehclass.training.keras_parts import Batches, EpochReport, accuracies, masked_loss
-
-    keras.utils.set_random_seed(plan.seed)
-    network = networks.build(plan.backbone, (side, side), tasks, plan.weights)
-    pixels = keras.Input((side, side, 3), dtype="uint8")
-    learner = keras.Model(pixels, network(networks.augmentation(plan.seed)(pixels)))
-    train = Batches(dataset, "train", plan.batch_size, plan.seed)
-    val = Batches(dataset, "val", plan.batch_size, None)
-    steps = len(train) * plan.epochs
-    schedule = keras.optimizers.schedules.CosineDecay(
-        plan.learning_rate / 20,
-        decay_steps=max(1, steps - 2 * len(train)),
-        warmup_target=plan.learning_rate,
-        warmup_steps=2 * len(train),
-    )
-    learner.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=1e-3, clipnorm=5.0),
-        loss=masked_loss(tasks),
-        metrics=accuracies(tasks),
-        jit_compile="auto" if gpus else False,  # XLA was slower on two cores: 83 images/s against 150
-    )
-    report = EpochReport(plan.epochs, listener.epoch, listener.step)
-    best = keras.callbacks.EarlyStopping("val_loss", patience=plan.patience, restore_best_weights=True)
-    learner.fit(train, validation_data=val, epochs=plan.epochs, verbose=0, callbacks=[best, report])
-    if not all(np.isfinite(row["loss"]) for row in report.rows):
-        raise VehclassError(reason="Training diverged: the loss is not a number. Try a lower --learning-rate.")
-    return network, report.rows
-
-
-def _examine(
-    plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, draft: Path, network: Any, side: int
-) -> tuple[tuple[Task, ...], dict[str, Any]]:
-    """Tasks with temperature and threshold, from val; metrics, from test; the exported form's difference."""
-    unfinished = ModelInfo(plan.out.name, "draft", tasks, (side, side), "")
-    folder = ModelFolder(draft, unfinished, {OPENVINO_FILE: file_digest(draft / OPENVINO_FILE)})
-    runtime = OpenVinoRuntime(folder, CPU_BATCH, plan.threads)
-    val, test = dataset.rows["val"], dataset.rows["test"]
-    logits = all_logits(runtime.logits, dataset.pixels, val, runtime.batch_size)
-    check = val[:EXPORT_CHECK_ROWS]
-    trained = all_logits(lambda batch: np.asarray(network.predict_on_batch(batch)), dataset.pixels, check, CPU_BATCH)
-    difference = _difference(trained, logits[: len(check)], tasks)
-    calibrated = tuple(
-        _calibrated(task, own, truth, plan.target_precision)
-        for task, own, truth in per_task(logits, dataset.targets[val], tasks)
-    )
-    answers = all_logits(runtime.logits, dataset.pixels, test, runtime.batch_size)
-    return calibrated, {
-        "metrics": measure(answers, dataset.targets[test], calibrated),
-        "exports": {"openvino": difference},
-    }
-
-
-def _calibrated(task: Task, logits: Any, targets: Any, precision: float) -> Task:
-    if len(targets) == 0:
-        return task
-    from vehclass.model.classifier import probabilities
-
-    scale = temperature(logits, targets)
-    return replace(task, temperature=scale, threshold=threshold(probabilities(logits, scale), targets, precision))
-
-
-def _difference(trained: Any, exported: Any, tasks: tuple[Task, ...]) -> dict[str, Any]:
-    """How far the exported network's probabilities are from the trained one's; raises ExportDiffers."""
-    from vehclass.model.classifier import probabilities
-
-    worst, start, changed = 0.0, 0, 0
-    for task in tasks:
-        stop = start + len(task.labels)
-        ours, theirs = probabilities(trained[:, start:stop], 1.0), probabilities(exported[:, start:stop], 1.0)
-        worst = max(worst, float(np.abs(ours - theirs).max()))
-        changed += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-        start = stop
-    if changed or worst > EXPORT_TOLERANCE:
-        raise ExportDiffers(
-            reason=f"{changed} labels of {len(trained)} photos changed, probabilities by up to {worst:.1e}"
-        )
-    return {"photos": len(trained), "labels_changed": changed, "greatest_difference": float(f"{worst:.2e}")}
-
-
-def _fingerprint(catalogue: Catalogue, dataset: Dataset) -> dict[str, Any]:
-    """What the model has seen: counts, the files left out, and a digest over pixels and labels."""
-    digest = hashlib.sha256()
-    for rows in dataset.rows.values():
-        for row in rows:
-            digest.update(dataset.pixels[row].tobytes())
-            digest.update(dataset.targets[row].tobytes())
-    return {
-        "photos": {split: len(rows) for split, rows in dataset.rows.items()},
-        "labels": {task.name: dict(sorted(catalogue.label_counts(task).items())) for task in catalogue.tasks},
-        "left_out": [{"file": file.path.name, "code": file.code} for file in dataset.rejected],
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _as_saved(plan: Plan) -> dict[str, Any]:
-    """The plan without what only concerns this machine."""
-    names = [name for name in plan.__slots__ if name not in ("data", "out", "threads")]
-    return {name: getattr(plan, name) for name in names}
-
-
-def _environment() -> dict[str, str]:
-    packages = ("keras", "tensorflow", "openvino", "numpy", "pillow")
-    return {
-        "vehclass": __version__,
-        "python": platform.python_version(),
-        **{name: installed(name) for name in packages},
-    }
+        keras.config.set_dtype_policy(before)
+    if own:
+        folder = open_model(Path(plan.weights or ""))
+        file = folder.file(KERAS_FILE)
+        check_keras_file(file)
+        try:
+            take_weights(network, keras.saving.load_model(file, compile=False, safe_mode=True))
+        except ValueError as error:
+            theirs = folder.info.facts.get("backbone")
+            raise ModelRefused(
+                path=folder.path, reason=f"its backbone {theirs} does not fit {plan.backbone} ({error})"
+            ) from error
+    return network

@@ -1,4 +1,4 @@
-"""How to reach a storage account; apart from its adapter, so that a folder is read without loading the SDK."""
+"""How to reach a storage account; apart from the client, so that a folder is read without loading the SDK."""
 
 from dataclasses import dataclass, field
 
@@ -18,3 +18,9 @@ class BlobOptions:
     def account_known(self) -> bool:
         """Whether a container's name alone can be found."""
         return bool(self.connection_string or self.account)
+
+    @property
+    def connected_account(self) -> str | None:
+        """The account that the connection string is of, where it names one."""
+        parts = dict(part.partition("=")[::2] for part in (self.connection_string or "").split(";"))
+        return parts.get("AccountName")

@@ -1,0 +1,122 @@
+"""Keeps an unfinished training on disk, so that it goes on after a kill with one epoch lost at most."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vehclass.errors import UsageError
+
+STATE_FILE: Final = "state.npz"
+BEST_FILE: Final = "best.npz"
+LOCK_FILE: Final = "lock"
+
+Values = list[NDArray[Any]]
+
+
+@dataclass(slots=True)
+class State:
+    """How far a training is: epochs done, what each brought, seconds spent, the best epoch, the batch's size."""
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    spent: float = 0.0
+    best: int = -1
+    batch_size: int = 0
+
+
+class Unfinished:
+    """The folder of a training that is under way, beside where its model will be; one process at a time has it."""
+
+    def __init__(self, out: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = out.parent / f".{out.name}.training"
+        self._out = out
+        self._mark = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()
+
+    @contextmanager
+    def held(self, *, resume: bool) -> Iterator[State | None]:
+        """Takes the folder, and yields the state to go on from, if there is one and it is wanted.
+
+        A training that fails or ends takes its folder with it; one that is stopped or killed leaves it. Raises
+        UsageError when another process trains here, or what is there belongs to other data or other options.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK_FILE).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(
+                    reason=f"Another training is making {self._out}. Wait for it, or name another --out."
+                ) from error
+            if not resume:
+                for name in (STATE_FILE, BEST_FILE):
+                    (self.folder / name).unlink(missing_ok=True)
+            state = self._state()
+            try:
+                yield state
+            except Exception:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _state(self) -> State | None:
+        if not (self.folder / STATE_FILE).exists():
+            return None
+        with np.load(self.folder / STATE_FILE) as kept:
+            facts = json.loads(str(kept["facts"]))
+        if facts.pop("mark") != self._mark:
+            # Kept: the right command can still go on from it.
+            raise UsageError(
+                reason=f"The unfinished training of {self._out} had other photos or other options. Repeat its command "
+                "with --resume, or leave --resume out to start anew."
+            )
+        return State(**facts)
+
+    def save(self, state: State, variables: Sequence[Any], best: Sequence[Any] | None) -> None:
+        """Keeps the state and the values of all variables, and those of the best epoch where this is it."""
+        if best is not None:
+            self._write(BEST_FILE, {}, best)
+        facts = {name: getattr(state, name) for name in state.__slots__}
+        self._write(STATE_FILE, {"facts": np.array(json.dumps({**facts, "mark": self._mark}))}, variables)
+
+    def variables(self) -> Values:
+        """The kept values, in the order in which they were given."""
+        return self._read(STATE_FILE)
+
+    def best(self) -> Values:
+        """The values of the best epoch."""
+        return self._read(BEST_FILE)
+
+    def _read(self, name: str) -> Values:
+        with np.load(self.folder / name) as kept:
+            return [kept[f"v{n}"] for n in range(sum(key.startswith("v") for key in kept.files))]
+
+    def _write(self, name: str, facts: Mapping[str, Any], values: Sequence[Any]) -> None:
+        part = self.folder / f"{name}.part"
+        try:
+            with part.open("wb") as file:
+                np.savez(
+                    file, allow_pickle=False, **facts, **{f"v{n}": np.asarray(value) for n, value in enumerate(values)}
+                )
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UsageError(
+                reason=f"The disk of {self.folder.parent} is full, so training cannot keep its progress. Make room, or "
+                "choose another --out."
+            ) from error
+        part.replace(self.folder / name)

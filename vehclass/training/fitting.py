@@ -1,0 +1,210 @@
+"""Fits a network to decoded photos: heads first where it starts from weights, then the whole, epoch by epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from vehclass.errors import VehclassError
+from vehclass.model import network as networks
+from vehclass.model.runtime import CPU_BATCH, is_out_of_memory
+from vehclass.records import Task
+from vehclass.training.augment import Views, learner
+from vehclass.training.checkpoint import State, Unfinished
+from vehclass.training.dataset import MISSING
+from vehclass.training.decoded import Dataset
+from vehclass.training.evaluate import all_logits, per_task
+from vehclass.training.keras_parts import Batches, BetweenSteps, accuracies, masked_loss, soft_targets
+from vehclass.training.pace import Pace, rate_at
+from vehclass.training.plan import Listener
+
+WEIGHT_DECAY: Final = 0.02
+HEAD_RATE: Final = 3e-3
+HEAD_BATCH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The plan with every choice made."""
+
+    epochs: int
+    head_epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    views: Views
+    label_smoothing: float
+    weighted: bool
+    task_weights: tuple[float, ...]
+    seconds: float | None
+    policy: str
+    freeze_statistics: bool
+    seed: int
+
+
+class Fitting:
+    """A training under way: the network that learns, where it is, and what was best so far."""
+
+    def __init__(
+        self,
+        network: keras.Model,
+        tasks: tuple[Task, ...],
+        dataset: Dataset,
+        recipe: Recipe,
+        unfinished: Unfinished,
+        listener: Listener,
+    ) -> None:
+        self._network, self._tasks, self._dataset, self._recipe = network, tasks, dataset, recipe
+        self._unfinished, self._listener = unfinished, listener
+        self._targets = soft_targets(
+            dataset.targets[dataset.rows["train"]], tasks, smoothing=recipe.label_smoothing, weighted=recipe.weighted
+        )
+        self._loss = masked_loss(tasks, recipe.task_weights)
+
+    def run(self, state: State | None) -> State:
+        """Trains to the end, from `state` where there is one, and leaves the best epoch's weights in the network.
+
+        A GPU that runs out of memory gets half the batch and goes on from the last epoch. Raises VehclassError when
+        the loss is no longer a number.
+        """
+        if state is None:
+            state = State(batch_size=self._recipe.batch_size)
+            if self._recipe.head_epochs:
+                self._train_heads()
+        while True:
+            try:
+                self._train_whole(state)
+                break
+            except Exception as error:
+                if state.batch_size <= 2 or not is_out_of_memory(error):
+                    raise
+                state.batch_size //= 2
+                # Steps are counted in batches, and there are twice as many of them now.
+                state.step = 0
+                self._listener.stage(f"the device is out of memory; going on with batches of {state.batch_size}")
+        if state.best >= 0:
+            self._network.set_weights(self._unfinished.best())
+        return state
+
+    def _train_heads(self) -> None:
+        """Fits the heads to features that are computed once, which costs about as much as one epoch."""
+        self._listener.stage("computing features for the heads")
+        features = networks.feature_model(self._network)
+        inputs = keras.Input(features.output.shape[1:])
+        heads = [self._network.get_layer(networks.HEAD.format(n))(inputs) for n in range(len(self._tasks))]
+        small = keras.Model(inputs, keras.ops.concatenate(heads, axis=-1) if len(heads) > 1 else heads[0])
+        rows = self._dataset.rows["train"]
+        seen = all_logits(features.predict_on_batch, self._dataset.pixels, rows, CPU_BATCH)
+        steps = self._recipe.head_epochs * -(-len(rows) // HEAD_BATCH)
+        small.compile(
+            keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps), weight_decay=WEIGHT_DECAY),
+            loss=self._loss,
+            jit_compile=False,
+        )
+        self._listener.stage(f"fitting the heads, {self._recipe.head_epochs} epochs")
+        small.fit(seen, self._targets, batch_size=HEAD_BATCH, epochs=self._recipe.head_epochs, verbose=0)
+
+    def _train_whole(self, state: State) -> None:
+        recipe, dataset = self._recipe, self._dataset
+        if recipe.freeze_statistics:
+            networks.freeze_statistics(self._network)
+        model = learner(self._network)
+        batches = Batches(
+            dataset.pixels,
+            dataset.rows["train"],
+            self._targets,
+            recipe.views,
+            batch_size=state.batch_size,
+            seed=recipe.seed,
+            epoch=lambda: state.epoch,
+        )
+        if state.step == 0:
+            state.step = state.epoch * len(batches)
+        pace = Pace(recipe.epochs * len(batches), recipe.seconds, state.spent)
+        optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=WEIGHT_DECAY, clipnorm=5.0)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        model.compile(optimizer, loss=self._loss, metrics=accuracies(self._tasks), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        kept = [*self._network.variables, *model.optimizer.variables]
+        if state.epoch:
+            for variable, value in zip(kept, self._unfinished.variables(), strict=True):
+                variable.assign(value)
+
+        def before_step() -> None:
+            model.optimizer.learning_rate = recipe.learning_rate * rate_at(pace.progress(state.step))
+
+        def after_step(loss: float) -> bool:
+            state.step += 1
+            progress = pace.progress(state.step)
+            self._listener.step(state.epoch + 1, progress, loss, pace.left(state.step))
+            return progress >= 1
+
+        def after_epoch(logs: dict[str, float]) -> bool:
+            row = self._epoch_row(logs, float(model.optimizer.learning_rate))
+            state.spent = pace.spent
+            row["seconds"] = round(state.spent, 1)
+            state.history.append(row)
+            state.epoch += 1
+            better = state.best < 0 or row["val_loss"] < state.history[state.best]["val_loss"]
+            if better:
+                state.best = state.epoch - 1
+            self._unfinished.save(state, kept, self._network.get_weights() if better else None)
+            self._listener.epoch(state.epoch, recipe.epochs, row, self._tasks)
+            return pace.progress(state.step) >= 1 or state.epoch - 1 - state.best >= recipe.patience
+
+        # Where a training was killed after its last epoch, nothing is left to fit.
+        if state.epoch < recipe.epochs and pace.progress(state.step) < 1:
+            between = BetweenSteps(before_step, after_step, after_epoch)
+            model.fit(
+                batches,
+                initial_epoch=state.epoch,
+                epochs=recipe.epochs,
+                shuffle=False,  # the batches are shuffled already, in a way that can be repeated
+                verbose=0,
+                callbacks=[between],
+            )
+
+    def _epoch_row(self, logs: dict[str, float], rate: float) -> dict[str, float]:
+        """What an epoch brought: losses in nats, accuracies by task; `val_...` on the validation split."""
+        if not np.isfinite(logs["loss"]):
+            raise VehclassError(reason="Training diverged: the loss is not a number. Try a lower --learning-rate.")
+        row = {"loss": logs["loss"]}
+        row |= {task.name: logs[f"task_{n}"] for n, task in enumerate(self._tasks)}
+        rows = self._dataset.rows["val"]
+        logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
+        row["val_loss"], right = validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
+        row |= {f"val_{name}": share for name, share in right.items()}
+        return {name: round(value, 5) for name, value in row.items()} | {"learning_rate": float(f"{rate:.4g}")}
+
+    def _forward(self, pixels: Any) -> Any:
+        """Logits of a batch, always of one size, so that Keras compiles once."""
+        full = np.zeros((CPU_BATCH, *pixels.shape[1:]), np.uint8)
+        full[: len(pixels)] = pixels
+        return np.asarray(self._network.predict_on_batch(full), np.float32)[: len(pixels)]
+
+
+def validation(
+    logits: NDArray[np.float32], targets: NDArray[np.int32], tasks: tuple[Task, ...], weights: Sequence[float]
+) -> tuple[float, dict[str, float]]:
+    """The weighted sum over tasks of the mean negative log-likelihood, and each task's accuracy; raw logits [n, labels]."""
+    from vehclass.training.calibrate import nll
+
+    total, right = 0.0, {}
+    for weight, (task, own, truth) in zip(weights, per_task(logits, targets, tasks), strict=True):
+        if len(truth):
+            total += weight * nll(own, truth, 1.0)
+            right[task.name] = float((own.argmax(axis=1) == truth).mean())
+    return total, right
+
+
+def is_unbalanced(targets: NDArray[np.int32], most: float) -> bool:
+    """Whether a task's most frequent label has that many times the photos of its rarest."""
+    for column in targets.T:
+        counts = np.bincount(column[column != MISSING])
+        counts = counts[counts > 0]
+        if len(counts) and counts.max() > most * counts.min():
+            return True
+    return False
