@@ -6,12 +6,15 @@ The split is the one that `vehclass train` makes with the same seed and SIDE (16
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vehclass.training.dataset import MISSING, load, read_catalogue
+from vehclass.training.dataset import MISSING, read_catalogue
+from vehclass.training.decoded import dataset_of, look
+from vehclass.training.fit import split
 
 SIDE = 24
 
@@ -20,7 +23,8 @@ def main() -> None:
     """Prints the test accuracy for each task."""
     side = int(sys.argv[2]) if len(sys.argv) > 2 else 160
     catalogue = read_catalogue(Path(sys.argv[1]))
-    data = load(catalogue, (side, side), seed=0, threads=os.cpu_count() or 1)
+    seen = look(catalogue, (side, side), threads=os.cpu_count() or 1, cache_beside=Path(tempfile.gettempdir()))
+    data = dataset_of(catalogue, seen, split(catalogue, seen, 0))
     small = [
         Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in data.pixels
     ]

@@ -197,7 +197,7 @@ class TestData:
         samples = [Sample(Path(str(n)), {"a": "x" if n % 10 else "rare", "b": str(n % 3)}) for n in range(600)]
         rows = split_rows(samples, np.arange(600), seed=4)
         assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(600))
-        assert [len(rows[split]) for split in ("train", "val", "test")] == pytest.approx([420, 90, 90], abs=1)
+        assert [len(rows[split]) for split in ("train", "val", "test")] == pytest.approx([480, 60, 60], abs=1)
         for part in rows.values():
             share = np.mean([samples[row].labels["a"] == "rare" for row in part])
             assert 0.07 < share < 0.13
@@ -279,13 +279,14 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     """The folder that training writes is one that classify-batch takes, and a changed one is not."""
     words = ["train", labelled, "--out", "models/mine", "--epochs", "2", "--input-size", "48"]
+    words += ["--unlike", folders(tmp_path / "other", {"things": 9}), "--task-weight", "body=0.5"]
     done = vehclass(*words, timeout=200, **canaries())  # secrets in the environment, which training has no use for
     assert done.code == 0, done.err
     written = [path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()]
     assert not any(CANARY.encode() in text for text in (*written, (done.out + done.err).encode()))
     assert "warning: 1 file cannot be used (not_an_image)" in done.err
     assert "photos/000004.jpg" in done.err
-    assert "only 17 photos to check with" in done.err
+    assert "only 11 photos to check with" in done.err
     assert "epoch   2/2" in done.err
     assert "right: " in done.err
     assert "On the test split" in done.out
@@ -298,15 +299,16 @@ def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[.
     facts = json.loads((tmp_path / "models/mine/model.json").read_text())
     assert facts["exports"]["openvino"]["labels_changed"] == 0
     assert facts["exports"]["openvino"]["greatest_difference"] < 1e-3
-    assert facts["data"]["photos"] == {"train": 85, "val": 17, "test": 17}
+    assert facts["data"]["photos"] == {"train": 97, "val": 11, "test": 11}
     with (folder.path / "splits.csv").open(newline="") as file:
         kept = list(csv.DictReader(file))
     assert Counter(row["split"] for row in kept) == facts["data"]["photos"]
     assert (labelled / kept[0]["path"]).is_file()
     assert folder.info.novelty_limit == facts["novelty"]["limit"]
+    assert set(facts["novelty"]["examples"]) == {"noise", "clouds", "blank", "other"}
     confusion = np.array(facts["metrics"]["condition"]["confusion"])
-    assert confusion.sum() == facts["metrics"]["condition"]["support"] == 17
-    assert confusion.trace() / 17 == pytest.approx(facts["metrics"]["condition"]["accuracy"], abs=1e-3)
+    assert confusion.sum() == facts["metrics"]["condition"]["support"] == 11
+    assert confusion.trace() / 11 == pytest.approx(facts["metrics"]["condition"]["accuracy"], abs=1e-3)
     assert len(facts["history"]) == 2
     assert not list((tmp_path / "models").glob(".*")), "a draft was left behind"
     assert str(tmp_path) not in json.dumps(facts)
@@ -345,6 +347,31 @@ def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, vehclass: Calla
         assert says in answer.err
         assert "Traceback" not in answer.err
         assert list(tmp_path.glob("models/*")) + list(tmp_path.glob("models/.*")) == []
+
+
+def test_data_are_looked_over_before_training(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+    data = folders(tmp_path / "data", {"red": 60, "blue": 50})
+    clean = vehclass("data", "check", "data", "--task", "colour", "--json")
+    assert (clean.code, [one["code"] for one in clean.json["findings"]]) == (0, ["few_to_check"])
+    assert clean.json["split"] == {"train": 89, "val": 11, "test": 10}
+    (data / "red" / "0.jpg").write_bytes(b"no photo")
+    shutil.copy(data / "red" / "1.jpg", data / "blue" / "copy.jpg")
+    shown = vehclass("data", "check", "data")
+    assert shown.code == 0
+    for words in ("undecodable", "red/0.jpg", "copies_disagree", "111 photos, 110 of them usable", "48x48"):
+        assert words in shown.out, shown.out
+    assert vehclass("data", "check", "data", "--strict").code == 1
+    strict = vehclass("train", "data", "--out", "m", "--strict")
+    assert (strict.code, "see `vehclass data check`" in strict.err) == (2, True)
+    assert not list(tmp_path.glob("m")) + list(tmp_path.glob(".m*"))
+    for file in data.rglob("*.jpg"):
+        file.write_bytes(b"no photo")
+    for words in (("data", "check", "data"), ("train", "data", "--out", "m")):
+        broken = vehclass(*words)
+        assert broken.code == (1 if words[0] == "data" else 2), broken.err
+        assert "Traceback" not in broken.err
+    assert "no photo of the label 'blue' can be decoded" in vehclass("train", "data", "--out", "m").err
+    assert vehclass("data", "check", "nowhere").code == 2
 
 
 def test_overwriting_replaces_models_only(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:

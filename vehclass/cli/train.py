@@ -159,6 +159,14 @@ def train(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 10, help="Decides split, start and order.", rich_help_panel=FITTING)
     ] = 0,
+    unlike: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of photos of other things: the report says how many of them ask for a look.",
+            show_default=False,
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -192,6 +200,8 @@ def train(
     ):
         if given not in allowed:
             raise UsageError(reason=f"There is no {what} {given!r}; choose one of {', '.join(allowed)}.")
+    if unlike is not None and not unlike.is_dir():
+        raise UsageError(reason=f"There is no folder {unlike}; name one with --unlike, or leave it out.")
     plan = Plan(
         data=data,
         out=out,
@@ -217,13 +227,17 @@ def train(
         threads=options.cores(),
         resume=resume,
         strict=strict,
+        unlike=unlike,
     )
+    from vehclass.training.checkpoint import Unfinished
     from vehclass.training.fit import train as fit
 
     try:
         with show.status(quiet=as_json) as status:
             folder = fit(plan, _screen(status, quiet=as_json))
     except Interrupted as stopped:
+        if not Unfinished(out, {}).begun:
+            raise
         kept = "The epochs so far are kept: run the same command with --resume to go on."
         raise Interrupted(signal.Signals(stopped.exit_code - 128), kept) from None
     facts = folder.info.facts
@@ -301,7 +315,7 @@ def show_metrics(facts: Mapping[str, Any]) -> None:
     odd = facts.get("novelty", {}).get("examples")
     if odd:
         text = ", ".join(f"{show.percent(share, 0)} of {kind}" for kind, share in odd.items())
-        show.say(f"Pictures that are no photos ask for a look: {text}")
+        show.say(f"Of what is unlike its photos, so many ask for a look: {text}")
     show.say()
 
 

@@ -32,14 +32,22 @@ class Views:
     saturation: float = 0.3
     blurred: float = 0.3
     recompressed: float = 0.1
-    erased: float = 0.0
+    erased: float = 0.1
     mixed: float = 0.0
 
 
 PRESETS: Final = {
-    "none": Views(False, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Views(False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
     "light": Views(
-        shift=0.05, zoom=0.06, stretch=0.04, degrees=2, brightness=0.08, contrast=0.1, saturation=0.1, blurred=0.1
+        shift=0.05,
+        zoom=0.06,
+        stretch=0.04,
+        degrees=2,
+        brightness=0.08,
+        contrast=0.1,
+        saturation=0.1,
+        blurred=0.1,
+        erased=0.0,
     ),
     "vehicle": Views(),
     "strong": Views(

@@ -65,13 +65,19 @@ class Unfinished:
             state = self._state()
             try:
                 yield state
-            except Exception:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            except BaseException as error:
+                if isinstance(error, Exception) or not self.begun:
+                    shutil.rmtree(self.folder, ignore_errors=True)
                 raise
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is an epoch to go on from."""
+        return (self.folder / STATE_FILE).exists()
+
     def _state(self) -> State | None:
-        if not (self.folder / STATE_FILE).exists():
+        if not self.begun:
             return None
         with np.load(self.folder / STATE_FILE) as kept:
             facts = json.loads(str(kept["facts"]))

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vehclass import __version__
-from vehclass.imaging import Pixels
+from vehclass.errors import DecodeError
+from vehclass.imaging import Pixels, decode
 from vehclass.model.agreement import agreement
 from vehclass.model.export import export_openvino
 from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
@@ -29,6 +30,7 @@ from vehclass.training.report import Examined, write_card, write_report
 from vehclass.training.splits import SPLITS_FILE, write_splits
 
 EXPORT_CHECK_ROWS: Final = 512
+MOST_UNLIKE: Final = 1000  # photos of other things that are looked at
 PACKAGES: Final = ("keras", "tensorflow", "openvino", "numpy", "pillow")
 
 
@@ -69,7 +71,7 @@ def finish(
         "novelty": {
             "limit": limit,
             "kept": round(float((answers[:, -1] <= limit).mean()), 4),
-            "examples": _odd_share(runtime, answered, limit, material.side, plan.seed),
+            "examples": _odd_shares(runtime, answered, limit, material.side, plan),
         },
         "metrics": measure(answers, dataset.targets[test], answered, limit),
         "exports": {"openvino": difference},
@@ -118,15 +120,30 @@ def _forward(network: keras.Model) -> Any:
     return run
 
 
-def _odd_share(
-    runtime: OpenVinoRuntime, tasks: tuple[Task, ...], limit: float, side: int, seed: int
+def _odd_shares(
+    runtime: OpenVinoRuntime, tasks: tuple[Task, ...], limit: float, side: int, plan: Plan
 ) -> dict[str, float]:
-    """The share of pictures that are no photos which ask for a look in every task, by kind."""
+    """The share of pictures unlike the data which ask for a look in every task, by kind."""
+    kinds = novelty.odd_pictures((side, side), plan.seed)
+    if plan.unlike:
+        kinds |= {plan.unlike.name: _photos_of(plan.unlike, side)}
     shares = {}
-    for kind, pixels in novelty.odd_pictures((side, side), seed).items():
-        logits = all_logits(runtime.logits, pixels, np.arange(len(pixels)), runtime.batch_size)
-        shares[kind] = round(review_share(logits, tasks, limit), 4)
+    for kind, pixels in kinds.items():
+        if len(pixels):
+            logits = all_logits(runtime.logits, pixels, np.arange(len(pixels)), runtime.batch_size)
+            shares[kind] = round(review_share(logits, tasks, limit), 4)
     return shares
+
+
+def _photos_of(folder: Path, side: int) -> Pixels:
+    """The photos of a folder that decode, the first ones by name where there are many."""
+    found = []
+    for file in sorted(file for file in folder.rglob("*") if file.is_file())[:MOST_UNLIKE]:
+        try:
+            found.append(decode(file.read_bytes(), (side, side))[0])
+        except (DecodeError, OSError):
+            continue
+    return np.stack(found) if found else np.zeros((0, side, side, 3), np.uint8)
 
 
 def review_share(logits: NDArray[np.float32], tasks: tuple[Task, ...], limit: float | None) -> float:

@@ -1,5 +1,6 @@
 """Fits a network to decoded photos: heads first where it starts from weights, then the whole, epoch by epoch."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,7 +74,9 @@ class Fitting:
         if state is None:
             state = State(batch_size=self._recipe.batch_size)
             if self._recipe.head_epochs:
+                began = time.monotonic()
                 self._train_heads()
+                state.spent = time.monotonic() - began
         while True:
             try:
                 self._train_whole(state)

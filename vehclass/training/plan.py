@@ -44,10 +44,11 @@ class Plan:
     threads: int = 1
     resume: bool = False
     strict: bool = False
+    unlike: Path | None = None
 
     def as_saved(self) -> dict[str, Any]:
         """The plan as the model keeps it: without what only concerns this machine, or this start."""
-        unsaid = ("data", "out", "threads", "resume", "strict")
+        unsaid = ("data", "out", "threads", "resume", "strict", "unlike")
         facts = {name: getattr(self, name) for name in self.__slots__ if name not in unsaid}
         weights = self.weights
         return {**facts, "task_weights": dict(self.task_weights), "weights": Path(weights).name if weights else None}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from vehclass.training.dataset import SPLITS, Sample
 
-VAL_SHARE: Final = 0.15
-TEST_SHARE: Final = 0.15
+VAL_SHARE: Final = 0.1
+TEST_SHARE: Final = 0.1
 SPLITS_FILE: Final = "splits.csv"
 DIGEST_DIGITS: Final = 16  # of a file's sha256: enough to tell any two photos apart
 
@@ -50,7 +50,7 @@ def split_rows(
             split = "train"
             for part, share in shares.items():
                 owed[part] += share * len(group)
-                if split == "train" and owed[part] >= len(group):
+                if split == "train" and owed[part] > len(group) - 1e-6:
                     owed[part] -= len(group)
                     split = part
             parts[split].extend(group)

@@ -100,7 +100,7 @@ def _limits_of_novelty(novelty: Mapping[str, Any]) -> Iterator[str]:
         yield f"Of ordinary test photos, {1 - kept:.1%} are taken for something unlike its photos, and go to review."
     for kind, share in (novelty.get("examples") or {}).items():
         if isinstance(share, int | float):
-            yield f"Of pictures that are no photos ({kind}), {share:.0%} go to review."
+            yield f"Of pictures unlike its photos ({kind}), {share:.0%} go to review."
 
 
 def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
