@@ -198,7 +198,7 @@ def test_training_starts_from_a_model_of_ours(coloured: Path, tmp_path: Path, ve
             said.append(what)
 
     _, started = fitted(replace(plan, weights=str(tmp_path / "first")), Notes())
-    assert "fitting the heads, 30 epochs" in said
+    assert any(text.startswith("fitting the heads") for text in said)
     _, nothing = fitted(plan)
     assert started.history[0]["val_loss"] < nothing.history[0]["val_loss"] / 2
 

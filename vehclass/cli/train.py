@@ -117,7 +117,7 @@ def train(
         typer.Option(
             min=1e-7,
             max=1.0,
-            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001)",
+            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001, or 0.0003 on few photos)",
             show_default=False,
             rich_help_panel=FITTING,
         ),

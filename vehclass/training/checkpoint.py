@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +27,17 @@ Values = list[NDArray[Any]]
 
 @dataclass(slots=True)
 class State:
-    """How far a training is: epochs done, what each brought, seconds spent, the best epoch, the batch's size."""
+    """How far a training is: epochs done, what each brought, seconds spent, the best epoch and its loss, the batch's size.
+
+    The best epoch is -1 as long as nothing was better than the heads alone.
+    """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     spent: float = 0.0
     best: int = -1
+    best_loss: float = math.inf
     batch_size: int = 0
 
 
@@ -92,9 +97,13 @@ class Unfinished:
     def save(self, state: State, variables: Sequence[Any], best: Sequence[Any] | None) -> None:
         """Keeps the state and the values of all variables, and those of the best epoch where this is it."""
         if best is not None:
-            self._write(BEST_FILE, {}, best)
+            self.save_best(best)
         facts = {name: getattr(state, name) for name in state.__slots__}
         self._write(STATE_FILE, {"facts": np.array(json.dumps({**facts, "mark": self._mark}))}, variables)
+
+    def save_best(self, values: Sequence[Any]) -> None:
+        """Keeps the values of the best network so far."""
+        self._write(BEST_FILE, {}, values)
 
     def variables(self) -> Values:
         """The kept values, in the order in which they were given."""

@@ -110,6 +110,8 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
     epochs = plan.epochs or usual_epochs(photos, "best" if plan.time_limit else plan.preset)
     batch_size = plan.batch_size or (64 if photos >= LARGE_BATCH_FROM else 32)
     unbalanced = is_unbalanced(dataset.targets[dataset.rows["train"]], UNBALANCED)
+    # What weights already know is worth more than what few photos could teach instead.
+    rate = 2e-3 if not plan.weights else 1e-3 if photos >= FEW_PHOTOS else 3e-4
     seconds = None
     if plan.time_limit:
         seconds = plan.time_limit - spent - min(FINISHING_SECONDS, FINISHING_SHARE * plan.time_limit)
@@ -122,7 +124,7 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
         head_epochs=(HEAD_EPOCHS if plan.head_epochs is None else plan.head_epochs) if plan.weights else 0,
         patience=plan.patience or max(10, epochs // 3),
         batch_size=batch_size,
-        learning_rate=plan.learning_rate or (1e-3 if plan.weights else 2e-3) * (batch_size / 32) ** 0.5,
+        learning_rate=plan.learning_rate or rate * (batch_size / 32) ** 0.5,
         views=views(plan.augment or "vehicle", flip=plan.flip, mixed=0.5 if photos < FEW_PHOTOS else None),
         label_smoothing=plan.label_smoothing,
         weighted=plan.class_weights == "on" or (plan.class_weights == "auto" and unbalanced),

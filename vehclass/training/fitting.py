@@ -1,5 +1,6 @@
 """Fits a network to decoded photos: heads first where it starts from weights, then the whole, epoch by epoch."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ from vehclass.training.plan import Listener
 WEIGHT_DECAY: Final = 0.02
 HEAD_RATE: Final = 3e-3
 HEAD_BATCH: Final = 64
+FEWEST_HEAD_STEPS: Final = 1000
+# A later epoch is taken though its validation loss is up to so much higher than the lowest: it was learnt at a lower
+# rate, and the difference between two epochs on a few hundred photos is mostly chance. With the lowest alone, the epoch
+# taken was one of a quarter of the highest rate (vtype6: epoch 72 of 104).
+LATER_IS_BETTER: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class Fitting:
             if self._recipe.head_epochs:
                 began = time.monotonic()
                 self._train_heads()
+                state.best_loss = self._validated()[0]
+                self._unfinished.save_best(self._network.get_weights())
                 state.spent = time.monotonic() - began
         while True:
             try:
@@ -88,7 +96,7 @@ class Fitting:
                 # Steps are counted in batches, and there are twice as many of them now.
                 state.step = 0
                 self._listener.stage(f"the device is out of memory; going on with batches of {state.batch_size}")
-        if state.best >= 0:
+        if math.isfinite(state.best_loss):
             self._network.set_weights(self._unfinished.best())
         return state
 
@@ -100,15 +108,32 @@ class Fitting:
         heads = [self._network.get_layer(networks.HEAD.format(n))(inputs) for n in range(len(self._tasks))]
         small = keras.Model(inputs, keras.ops.concatenate(heads, axis=-1) if len(heads) > 1 else heads[0])
         rows = self._dataset.rows["train"]
-        seen = all_logits(features.predict_on_batch, self._dataset.pixels, rows, CPU_BATCH)
-        steps = self._recipe.head_epochs * -(-len(rows) // HEAD_BATCH)
+        pixels = self._dataset.pixels
+
+        def mirrored(batch: Any) -> Any:
+            return features.predict_on_batch(np.ascontiguousarray(batch[:, :, ::-1]))
+
+        seen = all_logits(features.predict_on_batch, pixels, rows, CPU_BATCH).astype(np.float32)
+        targets = self._targets
+        if self._recipe.views.flip:
+            seen = np.concatenate([seen, all_logits(mirrored, pixels, rows, CPU_BATCH).astype(np.float32)])
+            targets = np.concatenate([targets, targets])
+        # Each feature counts alike while the heads are fitted; then that is folded into their weights.
+        mean, spread = seen.mean(axis=0), seen.std(axis=0) + 1e-3
+        seen = (seen - mean) / spread
+        epochs = max(self._recipe.head_epochs, -(-FEWEST_HEAD_STEPS * HEAD_BATCH // len(seen)))
+        steps = epochs * -(-len(seen) // HEAD_BATCH)
         small.compile(
             keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps), weight_decay=WEIGHT_DECAY),
             loss=self._loss,
             jit_compile=False,
         )
-        self._listener.stage(f"fitting the heads, {self._recipe.head_epochs} epochs")
-        small.fit(seen, self._targets, batch_size=HEAD_BATCH, epochs=self._recipe.head_epochs, verbose=0)
+        self._listener.stage(f"fitting the heads, {epochs} epochs")
+        small.fit(seen, targets, batch_size=HEAD_BATCH, epochs=epochs, verbose=0)
+        for n in range(len(self._tasks)):
+            head = self._network.get_layer(networks.HEAD.format(n))
+            kernel, bias = head.get_weights()
+            head.set_weights([kernel / spread[:, None], bias - (mean / spread) @ kernel])
 
     def _train_whole(self, state: State) -> None:
         recipe, dataset = self._recipe, self._dataset
@@ -151,12 +176,12 @@ class Fitting:
             row["seconds"] = round(state.spent, 1)
             state.history.append(row)
             state.epoch += 1
-            better = state.best < 0 or row["val_loss"] < state.history[state.best]["val_loss"]
+            better = row["val_loss"] < state.best_loss * (1 + LATER_IS_BETTER)
             if better:
-                state.best = state.epoch - 1
+                state.best, state.best_loss = state.epoch - 1, min(row["val_loss"], state.best_loss)
             self._unfinished.save(state, kept, self._network.get_weights() if better else None)
             self._listener.epoch(state.epoch, recipe.epochs, row, self._tasks)
-            return pace.progress(state.step) >= 1 or state.epoch - 1 - state.best >= recipe.patience
+            return pace.progress(state.step) >= 1 or state.epoch - 1 - max(0, state.best) >= recipe.patience
 
         # Where a training was killed after its last epoch, nothing is left to fit.
         if state.epoch < recipe.epochs and pace.progress(state.step) < 1:
@@ -176,11 +201,14 @@ class Fitting:
             raise VehclassError(reason="Training diverged: the loss is not a number. Try a lower --learning-rate.")
         row = {"loss": logs["loss"]}
         row |= {task.name: logs[f"task_{n}"] for n, task in enumerate(self._tasks)}
-        rows = self._dataset.rows["val"]
-        logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
-        row["val_loss"], right = validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
+        row["val_loss"], right = self._validated()
         row |= {f"val_{name}": share for name, share in right.items()}
         return {name: round(value, 5) for name, value in row.items()} | {"learning_rate": float(f"{rate:.4g}")}
+
+    def _validated(self) -> tuple[float, dict[str, float]]:
+        rows = self._dataset.rows["val"]
+        logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
+        return validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
 
     def _forward(self, pixels: Any) -> Any:
         """Logits of a batch, always of one size, so that Keras compiles once."""
