@@ -7,6 +7,7 @@ is a digest of its content, so two folders with the same version answer alike.
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -118,8 +119,7 @@ def write_model(
     content["version"] = _version(content)
     describe(draft, content)
     with (draft / FACTS_FILE).open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+        file.write(_readable(content))
         file.flush()
         os.fsync(file.fileno())
     if out.exists():
@@ -130,6 +130,13 @@ def write_model(
     else:
         draft.rename(out)
     return open_model(out)
+
+
+def _readable(content: Mapping[str, Any]) -> str:
+    """JSON for people and diffs: indented, but a row of numbers in one line; a confusion matrix has 200 of 200."""
+    text = json.dumps(content, indent=2)
+    # A newline is never part of a JSON string, so this touches lists only.
+    return re.sub(r"\[\n[-+.,\deE\s]*\n\s*\]", lambda row: re.sub(r"\s+", " ", row[0]), text) + "\n"
 
 
 def refuse_unless_model(out: Path) -> None:

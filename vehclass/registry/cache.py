@@ -6,10 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from vehclass.errors import ModelNotFound, ModelNotInRegistry, ModelRefused, ServiceUnreachable
-from vehclass.model.folder import FACTS_FILE, ModelFolder, open_model
+from vehclass.model.folder import DOCUMENTS, FACTS_FILE, ModelFolder, open_model
 from vehclass.registry.files import beside, locked, plainly, write_whole
 from vehclass.registry.layout import (
-    DOCUMENTS,
     MAX_DOCUMENT_BYTES,
     MAX_MODEL_BYTES,
     Reference,

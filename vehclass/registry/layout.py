@@ -15,8 +15,6 @@ from vehclass.errors import ModelNotInRegistry, ModelRefused, UsageError
 from vehclass.model.folder import FACTS_FILE, MAX_FACTS_BYTES
 
 POINTER_FILE: Final = "production.json"
-# What may lie beside a model for people to read; not part of what its version is a digest of.
-DOCUMENTS: Final = ("card.md", "report.html", "history.csv", "history.json", "splits.csv")
 MAX_POINTER_BYTES: Final = 4 * 2**20
 MAX_DOCUMENT_BYTES: Final = 64 * 2**20
 MAX_MODEL_BYTES: Final = 8 * 2**30

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vehclass.errors import UsageError
-from vehclass.model.folder import FACTS_FILE, ModelFolder
+from vehclass.model.folder import DOCUMENTS, FACTS_FILE, ModelFolder
 from vehclass.registry.files import plainly
-from vehclass.registry.layout import DOCUMENTS, MAX_DOCUMENT_BYTES, Registry, Stored, is_file_name, is_name, is_version
+from vehclass.registry.layout import MAX_DOCUMENT_BYTES, Registry, Stored, is_file_name, is_name, is_version
 
 Say = Callable[[str], None]
 

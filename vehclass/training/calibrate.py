@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from vehclass.model.classifier import probabilities
 from vehclass.records import Task
+from vehclass.training.intervals import wilson
 
 GOLDEN: Final = (np.sqrt(5) - 1) / 2
 # Photos that are all answered rightly would ask for a temperature of nothing, and for certainty ever after.
@@ -42,7 +43,7 @@ def threshold(shares: NDArray[np.float64], targets: NDArray[np.int32], precision
     """The lowest top probability from which on at least `precision` of the answers are right.
 
     `shares` are calibrated probabilities [n, labels]. That many have to be right with some certainty (the one-sided
-    90 % bound of Wilson, 1927): the lowest threshold that a sample allows would promise too much of others. Where the
+    90 % bound of Wilson): the lowest threshold that a sample allows would promise too much of others. Where the
     sample is too small for certainty its plain share counts; where no probability is that sure, every answer asks
     for a look: the threshold is 1.
     """
@@ -52,20 +53,11 @@ def threshold(shares: NDArray[np.float64], targets: NDArray[np.int32], precision
     right = np.cumsum((shares.argmax(axis=1) == targets)[order]) / counted
     # Of equal probabilities all pass or none does.
     last_of_its_kind = np.append(np.diff(tops[order]) != 0, True)
-    for reached in (_lower_bound(right, counted), right):
+    for reached in (wilson(right, counted, CERTAINTY)[0], right):
         enough = np.flatnonzero((reached >= precision) & last_of_its_kind)
         if len(enough):
             return float(np.floor(tops[order][enough[-1]] * 1e4) / 1e4)  # down, so that the photo that set it passes
     return 1.0
-
-
-def _lower_bound(share: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What a share of so many is above with 90 % certainty."""
-    extra = CERTAINTY**2 / count
-    middle = share + extra / 2
-    spread = CERTAINTY * np.sqrt(share * (1 - share) / count + extra / (4 * count))
-    bound: NDArray[np.float64] = (middle - spread) / (1 + extra)
-    return bound
 
 
 def label_thresholds(

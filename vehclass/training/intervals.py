@@ -122,9 +122,11 @@ def _macro_f1(support: NDArray[Any], answered: NDArray[Any], hits: NDArray[Any])
     return percentiles(each.sum(axis=1) / there.sum(axis=1))
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count`; Wilson, 'Probable inference, the law of succession', 1927."""
-    z = 1.96
+def wilson(share: Any, count: Any, z: float = 1.96) -> tuple[Any, Any]:
+    """The interval of a share of `count`, numbers or arrays of them, `z` standard deviations to either side.
+
+    The default is the 95 % interval. Wilson, 'Probable inference, the law of succession' (1927).
+    """
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return float(middle - half), float(middle + half)
+    return middle - half, middle + half
