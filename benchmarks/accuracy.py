@@ -161,12 +161,15 @@ def main() -> None:
     asked.add_argument("set", choices=("fashion-mnist", "vtype6", "makemodel27", "drawn"))
     asked.add_argument("data", type=Path)
     asked.add_argument("--hold-out-seed", type=int, default=0)
+    asked.add_argument("--keep", type=Path, help="a folder for the model, to start another training from")
     options, words = asked.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.set == "drawn":
             measure_drawn(words, Path(folder))
         else:
             measure(options.set, options.data.resolve(), words, Path(folder), options.hold_out_seed)
+            if options.keep:
+                shutil.copytree(Path(folder) / "model", options.keep)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_training_starts_from_a_model_of_ours(coloured: Path, tmp_path: Path, ve
             said.append(what)
 
     _, started = fitted(replace(plan, weights=str(tmp_path / "first")), Notes())
-    assert any(text.startswith("fitting the heads") for text in said)
+    assert any(text.startswith("fitting the heads to") for text in said)
     _, nothing = fitted(plan)
     assert started.history[0]["val_loss"] < nothing.history[0]["val_loss"] / 2
 
@@ -313,3 +313,37 @@ class TestNovelty:
         column = np.asarray(with_novelty(network, unit[:3].T.copy()).predict_on_batch(pixels))[:, -1]
         assert column == pytest.approx(1 - (unit @ unit[:3].T).max(axis=1), abs=1e-4)
         assert column[:3] == pytest.approx(0, abs=1e-4)
+
+
+class TestHeads:
+    """Heads on frozen features, in one step."""
+
+    @pytest.mark.parametrize("photos", [60, 600])
+    def test_a_linear_rule_is_learnt_by_photos_or_by_features(self, photos: int) -> None:
+        from vehclass.training.heads import fit_head
+
+        rng = np.random.default_rng(4)
+        rule = rng.normal(size=(200, 3))
+        features = rng.normal(size=(photos + 1000, 200)).astype(np.float32)
+        features[:, :20] *= 50  # of another range, and no more important for that
+        truth = ((features / features.std(axis=0)) @ rule).argmax(axis=1)
+        kernel, bias = fit_head(features[:photos], np.eye(3, dtype=np.float32)[truth[:photos]])
+        right = ((features @ kernel + bias).argmax(axis=1) == truth)[photos:].mean()
+        assert right > {60: 0.42, 600: 0.7}[photos]
+
+    def test_both_ways_give_the_same(self) -> None:
+        from vehclass.training.heads import fit_head
+
+        rng = np.random.default_rng(5)
+        features = rng.normal(size=(40, 40)).astype(np.float32)
+        wanted = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 40)]
+        by_photos = fit_head(features, wanted)
+        even = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-3)
+        gram = even.T @ even + 0.1 * 40 * np.eye(40)
+        answers = 2 * wanted - 1
+        kernel = (
+            np.linalg.solve(gram, even.T @ (answers - answers.mean(axis=0)))
+            * 10
+            / (features.std(axis=0) + 1e-3)[:, None]
+        )
+        assert by_photos[0] == pytest.approx(kernel, abs=1e-3)

@@ -84,15 +84,6 @@ def train(
             rich_help_panel=FITTING,
         ),
     ] = None,
-    head_epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="With --weights, passes that fit the heads alone before all is fitted. (default: 30)",
-            show_default=False,
-            rich_help_panel=FITTING,
-        ),
-    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -117,7 +108,7 @@ def train(
         typer.Option(
             min=1e-7,
             max=1.0,
-            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001, or 0.0003 on few photos)",
+            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001)",
             show_default=False,
             rich_help_panel=FITTING,
         ),
@@ -220,7 +211,6 @@ def train(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         task_weights=_task_weights(task_weight or []),
-        head_epochs=head_epochs,
         target_precision=target_precision,
         precision=precision,
         seed=seed,

@@ -118,7 +118,7 @@ def _small(pixels: Any, weights: str | None) -> tuple[Any, Any]:
     """A small residual network for training from scratch on a CPU: 0.4 million weights.
 
     Its summary is the mean and the maximum over the picture: the mean says what it is, the maximum finds a scratch.
-    Beside it stand means of a middle layer over a coarse grid, which know where things are: that tells makes apart
+    Beside it stand means of an early layer over a coarse grid, which know where things are: that tells makes apart
     that are seen from one side, of which there are few photos each. Small inputs are shrunk less, so that the last
     layers still see a picture.
     """
@@ -141,9 +141,8 @@ def _small(pixels: Any, weights: str | None) -> tuple[Any, Any]:
         x = layers.Activation("relu")(layers.Add()([kept, x]))
         stages.append(x)
     summary = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
-    middle = unit(stages[1], 32, size=1)
-    cell = [-(-length // GRID) for length in middle.shape[1:3]]
-    return summary, layers.Flatten()(layers.AveragePooling2D(cell, padding="same")(middle))
+    cell = [-(-length // GRID) for length in stages[0].shape[1:3]]
+    return summary, layers.Flatten()(layers.AveragePooling2D(cell, padding="same")(stages[0]))
 
 
 def _published(make: Callable[..., keras.Model], **options: Any) -> Callable[[Any, str | None], tuple[Any, Any]]:

@@ -25,6 +25,7 @@ from vehclass.training import novelty
 from vehclass.training.calibrate import calibrated
 from vehclass.training.checkpoint import State
 from vehclass.training.evaluate import all_logits, judge, measure, per_task
+from vehclass.training.fitting import in_full_batches
 from vehclass.training.plan import Listener, Material, Plan
 from vehclass.training.report import Examined, write_card, write_report
 from vehclass.training.splits import SPLITS_FILE, write_splits
@@ -46,7 +47,7 @@ def finish(
     listener.stage("exporting, calibrating and measuring")
     train, val, test = (dataset.rows[split] for split in ("train", "val", "test"))
     sample = np.random.default_rng(plan.seed).permutation(train)[: novelty.MOST_PHOTOS]
-    features = all_logits(_forward(summary_model(network)), dataset.pixels, np.sort(sample), CPU_BATCH)
+    features = all_logits(in_full_batches(summary_model(network)), dataset.pixels, np.sort(sample), CPU_BATCH)
     whole = with_novelty(network, novelty.prototypes(features, plan.seed))
     whole.save(draft / KERAS_FILE)
     export_openvino(draft / KERAS_FILE, draft / OPENVINO_FILE)
@@ -54,7 +55,7 @@ def finish(
     runtime = _runtime(plan, material, draft)
     logits = all_logits(runtime.logits, dataset.pixels, val, runtime.batch_size)
     check = val[:EXPORT_CHECK_ROWS]
-    trained = all_logits(_forward(whole), dataset.pixels, check, CPU_BATCH)
+    trained = all_logits(in_full_batches(whole), dataset.pixels, check, CPU_BATCH)
     limit = novelty.limit(logits[:, -1])
     difference = agreement(trained, logits[: len(check)], tasks, limit)
     answered = tuple(
@@ -107,17 +108,6 @@ def _runtime(plan: Plan, material: Material, draft: Path) -> OpenVinoRuntime:
     unfinished = ModelInfo(plan.out.name, "draft", material.catalogue.tasks, (side, side), "")
     folder = ModelFolder(draft, unfinished, {OPENVINO_FILE: file_digest(draft / OPENVINO_FILE)})
     return OpenVinoRuntime(folder, CPU_BATCH, plan.threads)
-
-
-def _forward(network: keras.Model) -> Any:
-    """Runs a network on batches that are filled up to one size, so that Keras compiles once."""
-
-    def run(pixels: Pixels) -> NDArray[np.float32]:
-        full = np.zeros((CPU_BATCH, *pixels.shape[1:]), np.uint8)
-        full[: len(pixels)] = pixels
-        return np.asarray(network.predict_on_batch(full), np.float32)[: len(pixels)]
-
-    return run
 
 
 def _odd_shares(

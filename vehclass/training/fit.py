@@ -22,7 +22,6 @@ LARGEST_DEFAULT_SIDE: Final = 160
 UNBALANCED: Final = 5.0  # times as many photos of one label as of another: class weights
 FEW_PHOTOS: Final = 1000  # to train with, below which blending photos helps
 LARGE_BATCH_FROM: Final = 10_000  # photos
-HEAD_EPOCHS: Final = 30
 FINISHING_SHARE, FINISHING_SECONDS = 0.1, 60.0  # of a time limit, kept for export, calibration and report
 
 
@@ -110,8 +109,7 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
     epochs = plan.epochs or usual_epochs(photos, "best" if plan.time_limit else plan.preset)
     batch_size = plan.batch_size or (64 if photos >= LARGE_BATCH_FROM else 32)
     unbalanced = is_unbalanced(dataset.targets[dataset.rows["train"]], UNBALANCED)
-    # What weights already know is worth more than what few photos could teach instead.
-    rate = 2e-3 if not plan.weights else 1e-3 if photos >= FEW_PHOTOS else 3e-4
+    rate = 1e-3 if plan.weights else 2e-3
     seconds = None
     if plan.time_limit:
         seconds = plan.time_limit - spent - min(FINISHING_SECONDS, FINISHING_SHARE * plan.time_limit)
@@ -121,7 +119,7 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
             )
     return Recipe(
         epochs=epochs,
-        head_epochs=(HEAD_EPOCHS if plan.head_epochs is None else plan.head_epochs) if plan.weights else 0,
+        heads_first=plan.weights is not None,
         patience=plan.patience or max(10, epochs // 3),
         batch_size=batch_size,
         learning_rate=plan.learning_rate or rate * (batch_size / 32) ** 0.5,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,18 +15,18 @@ from vehclass.model import network as networks
 from vehclass.model.runtime import CPU_BATCH, is_out_of_memory
 from vehclass.records import Task
 from vehclass.training.augment import Views, learner
+from vehclass.training.calibrate import nll, temperature
 from vehclass.training.checkpoint import State, Unfinished
 from vehclass.training.dataset import MISSING
 from vehclass.training.decoded import Dataset
 from vehclass.training.evaluate import all_logits, per_task
+from vehclass.training.heads import fit_head
 from vehclass.training.keras_parts import Batches, BetweenSteps, accuracies, masked_loss, soft_targets
 from vehclass.training.pace import Pace, rate_at
 from vehclass.training.plan import Listener
 
 WEIGHT_DECAY: Final = 0.02
-HEAD_RATE: Final = 3e-3
-HEAD_BATCH: Final = 64
-FEWEST_HEAD_STEPS: Final = 1000
+MOST_HEAD_PHOTOS: Final = 20_000  # more would say the same
 # A later epoch is taken though its validation loss is up to so much higher than the lowest: it was learnt at a lower
 # rate, and the difference between two epochs on a few hundred photos is mostly chance. With the lowest alone, the epoch
 # taken was one of a quarter of the highest rate (vtype6: epoch 72 of 104).
@@ -38,7 +38,7 @@ class Recipe:
     """The plan with every choice made."""
 
     epochs: int
-    head_epochs: int
+    heads_first: bool
     patience: int
     batch_size: int
     learning_rate: float
@@ -70,6 +70,7 @@ class Fitting:
             dataset.targets[dataset.rows["train"]], tasks, smoothing=recipe.label_smoothing, weighted=recipe.weighted
         )
         self._loss = masked_loss(tasks, recipe.task_weights)
+        self._forward = in_full_batches(network)
 
     def run(self, state: State | None) -> State:
         """Trains to the end, from `state` where there is one, and leaves the best epoch's weights in the network.
@@ -79,9 +80,9 @@ class Fitting:
         """
         if state is None:
             state = State(batch_size=self._recipe.batch_size)
-            if self._recipe.head_epochs:
+            if self._recipe.heads_first:
                 began = time.monotonic()
-                self._train_heads()
+                self._fit_heads()
                 state.best_loss = self._validated()[0]
                 self._unfinished.save_best(self._network.get_weights())
                 state.spent = time.monotonic() - began
@@ -100,40 +101,28 @@ class Fitting:
             self._network.set_weights(self._unfinished.best())
         return state
 
-    def _train_heads(self) -> None:
-        """Fits the heads to features that are computed once, which costs about as much as one epoch."""
-        self._listener.stage("computing features for the heads")
-        features = networks.feature_model(self._network)
-        inputs = keras.Input(features.output.shape[1:])
-        heads = [self._network.get_layer(networks.HEAD.format(n))(inputs) for n in range(len(self._tasks))]
-        small = keras.Model(inputs, keras.ops.concatenate(heads, axis=-1) if len(heads) > 1 else heads[0])
-        rows = self._dataset.rows["train"]
+    def _fit_heads(self) -> None:
+        """Fits the heads to features that are computed once, of the photos and of their mirror images."""
+        self._listener.stage("fitting the heads to the features of the photos")
+        features = in_full_batches(networks.feature_model(self._network))
+        train, val = (self._dataset.rows[split] for split in ("train", "val"))
+        train = np.sort(np.random.default_rng(self._recipe.seed).permutation(train)[:MOST_HEAD_PHOTOS])
         pixels = self._dataset.pixels
-
-        def mirrored(batch: Any) -> Any:
-            return features.predict_on_batch(np.ascontiguousarray(batch[:, :, ::-1]))
-
-        seen = all_logits(features.predict_on_batch, pixels, rows, CPU_BATCH).astype(np.float32)
-        targets = self._targets
+        seen = all_logits(features, pixels, train, CPU_BATCH)
+        rows = np.concatenate([train, train]) if self._recipe.views.flip else train
         if self._recipe.views.flip:
-            seen = np.concatenate([seen, all_logits(mirrored, pixels, rows, CPU_BATCH).astype(np.float32)])
-            targets = np.concatenate([targets, targets])
-        # Each feature counts alike while the heads are fitted; then that is folded into their weights.
-        mean, spread = seen.mean(axis=0), seen.std(axis=0) + 1e-3
-        seen = (seen - mean) / spread
-        epochs = max(self._recipe.head_epochs, -(-FEWEST_HEAD_STEPS * HEAD_BATCH // len(seen)))
-        steps = epochs * -(-len(seen) // HEAD_BATCH)
-        small.compile(
-            keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps), weight_decay=WEIGHT_DECAY),
-            loss=self._loss,
-            jit_compile=False,
-        )
-        self._listener.stage(f"fitting the heads, {epochs} epochs")
-        small.fit(seen, targets, batch_size=HEAD_BATCH, epochs=epochs, verbose=0)
-        for n in range(len(self._tasks)):
-            head = self._network.get_layer(networks.HEAD.format(n))
-            kernel, bias = head.get_weights()
-            head.set_weights([kernel / spread[:, None], bias - (mean / spread) @ kernel])
+            mirrored = all_logits(lambda batch: features(batch[:, :, ::-1]), pixels, train, CPU_BATCH)
+            seen = np.concatenate([seen, mirrored])
+        seen_val = all_logits(features, pixels, val, CPU_BATCH)
+        for column, task in enumerate(self._tasks):
+            known = self._dataset.targets[rows, column] != MISSING
+            wanted = np.eye(len(task.labels), dtype=np.float32)[self._dataset.targets[rows[known], column]]
+            kernel, bias = fit_head(seen[known], wanted)
+            checked = self._dataset.targets[val, column] != MISSING
+            if checked.any():
+                scale = temperature(seen_val[checked] @ kernel + bias, self._dataset.targets[val[checked], column])
+                kernel, bias = kernel / scale, bias / scale
+            self._network.get_layer(networks.HEAD.format(column)).set_weights([kernel, bias])
 
     def _train_whole(self, state: State) -> None:
         recipe, dataset = self._recipe, self._dataset
@@ -210,19 +199,22 @@ class Fitting:
         logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
         return validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
 
-    def _forward(self, pixels: Any) -> Any:
-        """Logits of a batch, always of one size, so that Keras compiles once."""
+
+def in_full_batches(network: keras.Model) -> Callable[[Any], NDArray[np.float32]]:
+    """Runs a network on batches that are filled up to one size, so that Keras compiles once."""
+
+    def run(pixels: Any) -> NDArray[np.float32]:
         full = np.zeros((CPU_BATCH, *pixels.shape[1:]), np.uint8)
         full[: len(pixels)] = pixels
-        return np.asarray(self._network.predict_on_batch(full), np.float32)[: len(pixels)]
+        return np.asarray(network.predict_on_batch(full), np.float32)[: len(pixels)]
+
+    return run
 
 
 def validation(
     logits: NDArray[np.float32], targets: NDArray[np.int32], tasks: tuple[Task, ...], weights: Sequence[float]
 ) -> tuple[float, dict[str, float]]:
     """The weighted sum over tasks of the mean negative log-likelihood, and each task's accuracy; raw logits [n, labels]."""
-    from vehclass.training.calibrate import nll
-
     total, right = 0.0, {}
     for weight, (task, own, truth) in zip(weights, per_task(logits, targets, tasks), strict=True):
         if len(truth):

@@ -37,7 +37,6 @@ class Plan:
     label_smoothing: float = 0.1
     class_weights: str = "auto"
     task_weights: Mapping[str, float] = field(default_factory=dict)
-    head_epochs: int | None = None
     target_precision: float = 0.95
     precision: str = "auto"
     seed: int = 0
