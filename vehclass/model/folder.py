@@ -180,7 +180,7 @@ def check_keras_file(path: Path) -> None:
         else:
             allowed = (
                 module in ALLOWED_PARTS
-                or (module, name) in ((None, "__keras_tensor__"), ("keras", "DTypePolicy"))
+                or (module, name) in ((None, "__keras_tensor__"), ("keras", "DTypePolicy"), ("keras", "Sequential"))
                 or (module, name) in ALLOWED_OTHERS
             )
         if not allowed or part.get("registered_name") not in (None, name):
