@@ -116,7 +116,7 @@ def train(
     augment: Annotated[
         str | None,
         typer.Option(
-            help="Random views to learn from: none, light, vehicle or strong. (default: vehicle)",
+            help="Random views to learn from: none, light, vehicle or strong. (default: vehicle, or light of 10,000 photos and more)",
             show_default=False,
             rich_help_panel=FITTING,
         ),

@@ -125,7 +125,7 @@ def _small(pixels: Any, weights: str | None) -> tuple[Any, Any]:
     if weights == "imagenet":
         raise ValueError("it has no published weights; name a model folder of your own, or none")
     side = min(pixels.shape[1:3])
-    strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 1, 2, 2)
+    strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 2, 2, 1)
 
     def unit(x: Any, filters: int, stride: int = 1, *, size: int = 3, active: bool = True) -> Any:
         x = layers.Conv2D(filters, size, stride, padding="same", use_bias=False)(x)

@@ -21,7 +21,9 @@ from vehclass.training.splits import split_rows
 LARGEST_DEFAULT_SIDE: Final = 160
 UNBALANCED: Final = 5.0  # times as many photos of one label as of another: class weights
 FEW_PHOTOS: Final = 1000  # to train with, below which blending photos helps
-LARGE_BATCH_FROM: Final = 10_000  # photos
+MANY_PHOTOS: Final = (
+    10_000  # to train with, which are varied enough and seen a few times only: lighter views, larger batches
+)
 FINISHING_SHARE, FINISHING_SECONDS = 0.1, 60.0  # of a time limit, kept for export, calibration and report
 
 
@@ -107,7 +109,7 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
     photos = len(dataset.rows["train"])
     # With a clock, epochs only bound what more of them could not improve.
     epochs = plan.epochs or usual_epochs(photos, "best" if plan.time_limit else plan.preset)
-    batch_size = plan.batch_size or (64 if photos >= LARGE_BATCH_FROM else 32)
+    batch_size = plan.batch_size or (64 if photos >= MANY_PHOTOS else 32)
     unbalanced = is_unbalanced(dataset.targets[dataset.rows["train"]], UNBALANCED)
     rate = 1e-3 if plan.weights else 2e-3
     seconds = None
@@ -123,7 +125,11 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
         patience=plan.patience or max(10, epochs // 3),
         batch_size=batch_size,
         learning_rate=plan.learning_rate or rate * (batch_size / 32) ** 0.5,
-        views=views(plan.augment or "vehicle", flip=plan.flip, mixed=0.5 if photos < FEW_PHOTOS else None),
+        views=views(
+            plan.augment or ("light" if photos >= MANY_PHOTOS else "vehicle"),
+            flip=plan.flip,
+            mixed=0.5 if photos < FEW_PHOTOS else None,
+        ),
         label_smoothing=plan.label_smoothing,
         weighted=plan.class_weights == "on" or (plan.class_weights == "auto" and unbalanced),
         task_weights=tuple(plan.task_weights.get(task.name, 1.0) for task in tasks),
