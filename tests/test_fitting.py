@@ -173,12 +173,12 @@ def test_the_same_seed_gives_the_same_model(coloured: Path, tmp_path: Path) -> N
 
 def test_a_time_limit_is_kept_and_used(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     began = time.monotonic()
-    done = vehclass("train", coloured, "--out", "m", "--time-limit", "40s", *QUICK, timeout=120, VEHCLASS_X="1")
+    done = vehclass("train", coloured, "--out", "m", "--time-limit", "20s", *QUICK, timeout=120)
     took = time.monotonic() - began
     assert done.code == 0, done.err
     facts = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert 15 < facts["training_seconds"] < 40
-    assert took < 75  # export and figures may take longer than thought on a busy machine
+    assert 5 < facts["training_seconds"] < 20
+    assert took < 55  # export and figures may take longer than thought on a busy machine
     rates = [row["learning_rate"] for row in facts["history"]]
     assert rates[-1] < 0.2 * max(rates)  # the schedule came to its end
     short = vehclass("train", coloured, "--out", "n", "--time-limit", "0.01s", *QUICK)
