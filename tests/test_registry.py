@@ -168,7 +168,12 @@ class TestEveryRegistry:
             find(place.registry, Reference("cars"))
 
     def test_what_is_pushed_comes_back_whole(self, place: Place, tmp_path: Path) -> None:
-        documents = {"card.md": b"# A card", "report.html": b"<p>", "history.csv": b"epoch,loss", "odd.txt": b"not this"}
+        documents = {
+            "card.md": b"# A card",
+            "report.html": b"<p>",
+            "history.csv": b"epoch,loss",
+            "odd.txt": b"not this",
+        }
         model = made(tmp_path / "m", documents=documents)
         done = push(model, place.registry, quiet)
         assert sorted(done.files) == [

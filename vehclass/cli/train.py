@@ -88,7 +88,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Stop after so many epochs without a better validation loss. (default: a third of all)",
+            help="Stop after so many epochs without a better validation loss. (default: half of all)",
             show_default=False,
             rich_help_panel=FITTING,
         ),

@@ -122,7 +122,8 @@ def _recipe(plan: Plan, tasks: tuple[Task, ...], dataset: Dataset, gpus: list[st
     return Recipe(
         epochs=epochs,
         heads_first=plan.weights is not None,
-        patience=plan.patience or max(10, epochs // 3),
+        # Half of all: what stops in the middle of the schedule has not been learnt at its low rates.
+        patience=plan.patience or max(10, epochs // 2),
         batch_size=batch_size,
         learning_rate=plan.learning_rate or rate * (batch_size / 32) ** 0.5,
         views=views(
