@@ -35,8 +35,14 @@ def temperature(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> floa
 
 def nll(logits: NDArray[np.float32], targets: NDArray[np.int32], scale: float) -> float:
     """Mean negative log-likelihood of the targets, in nats."""
+    return float(surprise(logits, targets, scale).mean())
+
+
+def surprise(logits: NDArray[np.float32], targets: NDArray[np.int32], scale: float) -> NDArray[np.float64]:
+    """Each target's negative log-likelihood, in nats: [n] for logits [n, labels]."""
     chosen = probabilities(logits, scale)[np.arange(len(targets)), targets]
-    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+    lost: NDArray[np.float64] = -np.log(np.maximum(chosen, 1e-12))
+    return lost
 
 
 def threshold(shares: NDArray[np.float64], targets: NDArray[np.int32], precision: float) -> float:

@@ -27,9 +27,10 @@ Values = list[NDArray[Any]]
 
 @dataclass(slots=True)
 class State:
-    """How far a training is: epochs done, what each brought, seconds spent, the best epoch and its loss, the batch's size.
+    """How far a training is: epochs done, what each brought, seconds spent, the best epoch, the lowest loss and its standard
+    error, the batch's size.
 
-    The best epoch is -1 as long as nothing was better than the heads alone.
+    The best epoch is the last one within an error of the lowest; -1 as long as nothing was as good as the heads alone.
     """
 
     epoch: int = 0
@@ -38,6 +39,7 @@ class State:
     spent: float = 0.0
     best: int = -1
     best_loss: float = math.inf
+    best_error: float = 0.0
     batch_size: int = 0
 
 

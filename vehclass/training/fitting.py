@@ -15,7 +15,7 @@ from vehclass.model import network as networks
 from vehclass.model.runtime import CPU_BATCH, is_out_of_memory
 from vehclass.records import Task
 from vehclass.training.augment import Views, learner
-from vehclass.training.calibrate import nll, temperature
+from vehclass.training.calibrate import surprise, temperature
 from vehclass.training.checkpoint import State, Unfinished
 from vehclass.training.dataset import MISSING
 from vehclass.training.decoded import Dataset
@@ -27,10 +27,6 @@ from vehclass.training.plan import Listener
 
 WEIGHT_DECAY: Final = 0.02
 MOST_HEAD_PHOTOS: Final = 20_000  # more would say the same
-# A later epoch is taken though its validation loss is up to so much higher than the lowest: it was learnt at a lower
-# rate, and the difference between two epochs on a few hundred photos is mostly chance. With the lowest alone, the epoch
-# taken was one of a quarter of the highest rate (vtype6: epoch 72 of 104).
-LATER_IS_BETTER: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ class Fitting:
             if self._recipe.heads_first:
                 began = time.monotonic()
                 self._fit_heads()
-                state.best_loss = self._validated()[0]
+                state.best_loss, state.best_error, _ = self._validated()
                 self._unfinished.save_best(self._network.get_weights())
                 state.spent = time.monotonic() - began
         while True:
@@ -165,9 +161,13 @@ class Fitting:
             row["seconds"] = round(state.spent, 1)
             state.history.append(row)
             state.epoch += 1
-            better = row["val_loss"] < state.best_loss * (1 + LATER_IS_BETTER)
+            # A later epoch was learnt at a lower rate, and on a few hundred photos the difference of two epochs is
+            # mostly chance. With the lowest loss alone the epoch taken was one of a quarter of the highest rate.
+            better = row["val_loss"] <= state.best_loss + state.best_error
+            if row["val_loss"] < state.best_loss:
+                state.best_loss, state.best_error = row["val_loss"], row["val_loss_error"]
             if better:
-                state.best, state.best_loss = state.epoch - 1, min(row["val_loss"], state.best_loss)
+                state.best = state.epoch - 1
             self._unfinished.save(state, kept, self._network.get_weights() if better else None)
             self._listener.epoch(state.epoch, recipe.epochs, row, self._tasks)
             return pace.progress(state.step) >= 1 or state.epoch - 1 - max(0, state.best) >= recipe.patience
@@ -190,11 +190,11 @@ class Fitting:
             raise VehclassError(reason="Training diverged: the loss is not a number. Try a lower --learning-rate.")
         row = {"loss": logs["loss"]}
         row |= {task.name: logs[f"task_{n}"] for n, task in enumerate(self._tasks)}
-        row["val_loss"], right = self._validated()
+        row["val_loss"], row["val_loss_error"], right = self._validated()
         row |= {f"val_{name}": share for name, share in right.items()}
         return {name: round(value, 5) for name, value in row.items()} | {"learning_rate": float(f"{rate:.4g}")}
 
-    def _validated(self) -> tuple[float, dict[str, float]]:
+    def _validated(self) -> tuple[float, float, dict[str, float]]:
         rows = self._dataset.rows["val"]
         logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
         return validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
@@ -213,18 +213,22 @@ def in_full_batches(network: keras.Model) -> Callable[[Any], NDArray[np.float32]
 
 def validation(
     logits: NDArray[np.float32], targets: NDArray[np.int32], tasks: tuple[Task, ...], weights: Sequence[float]
-) -> tuple[float, dict[str, float]]:
-    """The weighted sum over tasks of the mean negative log-likelihood, and each task's accuracy; raw logits [n, labels].
+) -> tuple[float, float, dict[str, float]]:
+    """The weighted sum over tasks of the mean negative log-likelihood, its standard error, and each task's accuracy.
+
+    `logits` are raw [n, labels of all tasks].
 
     The likelihood is the calibrated one, since that is what leaves vehclass: smoothed labels and blended photos make
     a network timid, which says nothing against it.
     """
-    total, right = 0.0, {}
+    total, variance, right = 0.0, 0.0, {}
     for weight, (task, own, truth) in zip(weights, per_task(logits, targets, tasks), strict=True):
         if len(truth):
-            total += weight * nll(own, truth, temperature(own, truth))
+            each = surprise(own, truth, temperature(own, truth))
+            total += weight * float(each.mean())
+            variance += weight**2 * float(each.var()) / len(each)
             right[task.name] = float((own.argmax(axis=1) == truth).mean())
-    return total, right
+    return total, math.sqrt(variance), right
 
 
 def is_unbalanced(targets: NDArray[np.int32], most: float) -> bool:
