@@ -332,6 +332,17 @@ def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[.
             assert ours[task]["probabilities"] == pytest.approx(theirs[task]["probabilities"], abs=1e-4)
 
 
+def test_a_manifest_by_a_relative_path(labelled: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+    shutil.copytree(labelled, tmp_path / "photos")
+    done = vehclass("train", "photos/manifest.csv", "--out", "m", "--epochs", "1", "--input-size", "32", timeout=200)
+    assert done.code == 0, done.err
+    with (tmp_path / "m" / "splits.csv").open(newline="") as file:
+        assert {row["path"].partition("/")[0] for row in csv.DictReader(file)} == {"photos"}
+    measured = vehclass("evaluate", "m", "photos", "--json")
+    assert measured.code == 3, measured.err  # one photo is broken
+    assert measured.json["photos"] == 11
+
+
 def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     folders(tmp_path / "data", {"red": 20, "blue": 20})
     for words, says in (

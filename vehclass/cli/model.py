@@ -38,7 +38,7 @@ def show_model(
         f"{info.key}, made {info.created_at[:19]} UTC; {facts.get('backbone')} at {info.input_size[0]}x{info.input_size[1]} pixels; every file is as it was made."
     )
     rows = [
-        (task.name, ", ".join(task.labels), f"{task.threshold:.3f}", f"{task.temperature:.3f}") for task in info.tasks
+        (task.name, ", ".join(task.labels), _range(task.thresholds), f"{task.temperature:.3f}") for task in info.tasks
     ]
     show.table(None, ("task", "labels", "threshold", "temperature"), rows, right=("threshold", "temperature"))
     if facts.get("metrics"):
@@ -47,3 +47,9 @@ def show_model(
         (name, show.size((path / name).stat().st_size), digest[:16]) for name, digest in sorted(folder.files.items())
     ]
     show.table(None, ("file", "size", "sha256"), sizes, right=("size",))
+
+
+def _range(numbers: tuple[float, ...]) -> str:
+    """The least and the greatest of some numbers; one where they are the same."""
+    least, greatest = f"{min(numbers):.3f}", f"{max(numbers):.3f}"
+    return least if least == greatest else f"{least}-{greatest}"

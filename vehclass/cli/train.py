@@ -10,6 +10,7 @@ import typer
 
 from vehclass.cli import options, show
 
+KEPT = "The epochs so far are kept: run the same command with --resume to go on."
 # Under which headings --help lists the options.
 MAIN, NETWORK, FITTING = "What matters most", "The network", "How it is fitted"
 
@@ -31,7 +32,9 @@ def train(
     time_limit: Annotated[
         str | None,
         typer.Option(
-            help="Make the best of so much time, such as 30m or 2h.", show_default=False, rich_help_panel=MAIN
+            help="Make the best of so much time, such as 30m or 2h, whatever the preset.",
+            show_default=False,
+            rich_help_panel=MAIN,
         ),
     ] = None,
     resume: Annotated[
@@ -228,8 +231,11 @@ def train(
     except Interrupted as stopped:
         if not Unfinished(out, {}).begun:
             raise
-        kept = "The epochs so far are kept: run the same command with --resume to go on."
-        raise Interrupted(signal.Signals(stopped.exit_code - 128), kept) from None
+        raise Interrupted(signal.Signals(stopped.exit_code - 128), KEPT) from None
+    except Exception as error:
+        if Unfinished(out, {}).begun:
+            error.add_note(KEPT)
+        raise
     facts = folder.info.facts
     if as_json:
         show.print_json({"path": str(folder.path), **facts})

@@ -122,7 +122,7 @@ def _small(pixels: Any, weights: str | None) -> tuple[Any, Any]:
     that are seen from one side, of which there are few photos each. Small inputs are shrunk less, so that the last
     layers still see a picture.
     """
-    if weights == "imagenet":
+    if weights is not None:
         raise ValueError("it has no published weights; name a model folder of your own, or none")
     side = min(pixels.shape[1:3])
     strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 2, 2, 1)

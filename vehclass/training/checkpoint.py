@@ -55,7 +55,7 @@ class Unfinished:
     def held(self, *, resume: bool) -> Iterator[State | None]:
         """Takes the folder, and yields the state to go on from, if there is one and it is wanted.
 
-        A training that fails or ends takes its folder with it; one that is stopped or killed leaves it. Raises
+        A training that ends takes its folder with it; one that is stopped or fails after an epoch leaves it. Raises
         UsageError when another process trains here, or what is there belongs to other data or other options.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,15 @@ class Unfinished:
             state = self._state()
             try:
                 yield state
-            except BaseException as error:
-                if isinstance(error, Exception) or not self.begun:
+            except BaseException:
+                if not self.begun:
                     shutil.rmtree(self.folder, ignore_errors=True)
                 raise
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Forgets what is kept: there is nothing in it to go on from."""
+        (self.folder / STATE_FILE).unlink(missing_ok=True)
 
     @property
     def begun(self) -> bool:

@@ -46,10 +46,10 @@ def read_catalogue(data: Path, task_name: str = "label") -> Catalogue:
     """
     if data.is_file():
         samples, names = _from_manifest(data)
-        root = data.parent
+        root = data.parent.resolve()  # as the samples' paths are
     elif (data / MANIFEST).is_file():
         samples, names = _from_manifest(data / MANIFEST)
-        root = data
+        root = data.resolve()
     elif data.is_dir():
         samples, names = _from_folders(data, task_name), [task_name]
         root = data

@@ -182,7 +182,7 @@ def split_findings(rows: Mapping[str, Any], catalogue: Catalogue, targets: Any) 
     least = min(len(rows[split]) for split in ("val", "test"))
     if least < 100:
         said = f"only {least} photos to check with: accuracy, probabilities and thresholds will be rough guesses"
-        found.append(Finding("warning", "few_to_check", least, said))
+        found.append(Finding("note", "few_to_check", least, said))
     return found
 
 
@@ -204,8 +204,7 @@ def _some(count: int, what: str) -> str:
 
 
 def _name(path: Path, root: Path) -> str:
-    resolved = root.resolve()
-    return path.relative_to(resolved).as_posix() if path.is_relative_to(resolved) else path.relative_to(root).as_posix()
+    return path.relative_to(root).as_posix()
 
 
 def _names(paths: Iterable[Path], root: Path) -> tuple[str, ...]:

@@ -21,9 +21,8 @@ from vehclass.training.splits import split_rows
 LARGEST_DEFAULT_SIDE: Final = 160
 UNBALANCED: Final = 5.0  # times as many photos of one label as of another: class weights
 FEW_PHOTOS: Final = 1000  # to train with, below which blending photos helps
-MANY_PHOTOS: Final = (
-    10_000  # to train with, which are varied enough and seen a few times only: lighter views, larger batches
-)
+# To train with: they are varied enough, and seen a few times only, for lighter views and larger batches.
+MANY_PHOTOS: Final = 10_000
 FINISHING_SHARE, FINISHING_SECONDS = 0.1, 60.0  # of a time limit, kept for export, calibration and report
 
 

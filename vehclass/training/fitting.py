@@ -187,6 +187,7 @@ class Fitting:
     def _epoch_row(self, logs: dict[str, float], rate: float) -> dict[str, float]:
         """What an epoch brought: losses in nats, accuracies by task; `val_...` on the validation split."""
         if not np.isfinite(logs["loss"]):
+            self._unfinished.discard()
             raise VehclassError(reason="Training diverged: the loss is not a number. Try a lower --learning-rate.")
         row = {"loss": logs["loss"]}
         row |= {task.name: logs[f"task_{n}"] for n, task in enumerate(self._tasks)}
@@ -216,9 +217,7 @@ def validation(
 ) -> tuple[float, float, dict[str, float]]:
     """The weighted sum over tasks of the mean negative log-likelihood, its standard error, and each task's accuracy.
 
-    `logits` are raw [n, labels of all tasks].
-
-    The likelihood is the calibrated one, since that is what leaves vehclass: smoothed labels and blended photos make
+    `logits` are raw [n, labels of all tasks]. The likelihood is the calibrated one, since that is what leaves vehclass: smoothed labels and blended photos make
     a network timid, which says nothing against it.
     """
     total, variance, right = 0.0, 0.0, {}
