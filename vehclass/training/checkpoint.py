@@ -134,10 +134,15 @@ class Unfinished:
                 os.fsync(file.fileno())
         except OSError as error:
             part.unlink(missing_ok=True)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not is_full(error):
                 raise
             raise UsageError(
                 reason=f"The disk of {self.folder.parent} is full, so training cannot keep its progress. Make room, or "
                 "choose another --out."
             ) from error
         part.replace(self.folder / name)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written because the disk, or a quota, has no room for it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

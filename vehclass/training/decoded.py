@@ -1,6 +1,5 @@
 """Decodes every photo of a catalogue once, as classifying will, into a cache that training reads again and again."""
 
-import errno
 import hashlib
 import os
 import tempfile
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from vehclass.errors import DataError, DecodeError, UsageError
 from vehclass.imaging import Pixels, decode
+from vehclass.training.checkpoint import is_full
 from vehclass.training.dataset import MISSING, Catalogue
-from vehclass.training.duplicates import Sketch, sketch
+from vehclass.training.duplicates import near_duplicates, same_bytes, sketch
 from vehclass.training.splits import DIGEST_DIGITS
 
 SMALLEST_SIDE: Final = 16
@@ -36,15 +36,17 @@ class Rejected:
 class Look:
     """What one decoding says of all photos, row by row as in the catalogue.
 
-    `usable` are the rows that decoded; sizes [n, 2] are width and height as a person sees them, 0 where unknown;
-    `pixels` is uint8 [n, height, width, 3], or nothing when only looking.
+    `usable` are the rows that decoded; sizes [n, 2] are width and height as a person sees them, 0 where unknown.
+    Copies are pairs of rows: with the same bytes, or with nearly the same pixels but other bytes. `pixels` is
+    uint8 [n, height, width, 3], or nothing when only looking.
     """
 
     usable: NDArray[np.int64]
     rejected: tuple[Rejected, ...]
     digests: tuple[str, ...]
     sizes: NDArray[np.int32]
-    sketches: Sketch
+    exact_copies: tuple[tuple[int, int], ...]
+    near_copies: tuple[tuple[int, int], ...]
     pixels: Pixels | None
 
 
@@ -132,7 +134,11 @@ def look(
                 usable.append(row)
             else:
                 rejected.append(problem)
-    return Look(np.array(usable, np.int64), tuple(rejected), tuple(digests), sizes, sketches, pixels)
+    rows = np.array(usable, np.int64)
+    exact = same_bytes([digests[row] for row in usable])
+    near = [(a, b) for a, b in near_duplicates(sketches[rows]) if digests[usable[a]] != digests[usable[b]]]
+    exact_copies, near_copies = (tuple((usable[a], usable[b]) for a, b in pairs) for pairs in (exact, near))
+    return Look(rows, tuple(rejected), tuple(digests), sizes, exact_copies, near_copies, pixels)
 
 
 def _in_order(
@@ -154,7 +160,7 @@ def _cache(count: int, size: tuple[int, int], folder: Path) -> Pixels:
             else:  # macOS
                 file.truncate(room)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not is_full(error):
                 raise
             raise UsageError(
                 reason=f"The disk of {folder} has no room for {count * width * height * 3 / 1e9:.1f} GB of decoded photos. "

@@ -11,7 +11,6 @@ import numpy as np
 from vehclass.records import Task
 from vehclass.training.dataset import Catalogue, Sample
 from vehclass.training.decoded import Look
-from vehclass.training.duplicates import groups, near_duplicates, same_bytes
 
 FEW_PHOTOS: Final = 20  # of a label: below it nothing can be said of how well it is known
 IMBALANCE: Final = 10.0  # times as many photos of the most frequent label as of the rarest
@@ -111,22 +110,8 @@ def _small(catalogue: Catalogue, seen: Look, input_side: int) -> Iterator[Findin
         )
 
 
-def copies(seen: Look) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Pairs of rows of the catalogue: with the same bytes, and with nearly the same pixels but other bytes."""
-    rows = seen.usable
-    exact = [(int(rows[a]), int(rows[b])) for a, b in same_bytes([seen.digests[row] for row in rows])]
-    near = [(int(rows[a]), int(rows[b])) for a, b in near_duplicates(seen.sketches[rows])]
-    return exact, [(a, b) for a, b in near if seen.digests[a] != seen.digests[b]]
-
-
-def groups_of_copies(seen: Look, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The usable rows, by position among them, in groups that no split may tear apart."""
-    position = {int(row): at for at, row in enumerate(seen.usable)}
-    return groups(len(seen.usable), [(position[a], position[b]) for a, b in pairs])
-
-
 def _copies(catalogue: Catalogue, seen: Look) -> Iterator[Finding]:
-    exact, near = copies(seen)
+    exact, near = seen.exact_copies, seen.near_copies
     samples = catalogue.samples
 
     def pairs(some: Iterable[tuple[int, int]]) -> tuple[str, ...]:
@@ -152,9 +137,9 @@ def _copies(catalogue: Catalogue, seen: Look) -> Iterator[Finding]:
         one, other = samples[a].split, samples[b].split
         if one and other and one != other:
             leaks[min(one, other), max(one, other)].append((a, b))
-    for (one, other), found in sorted(leaks.items()):
-        said = f"{_some(len(found), 'pair')} of copies with one in {one}/ and one in {other}/: a leak, which makes figures too good"
-        yield Finding("warning", "leak", len(found), said, pairs(found))
+    for (one, other), leaked in sorted(leaks.items()):
+        said = f"{_some(len(leaked), 'pair')} of copies with one in {one}/ and one in {other}/: a leak, which makes figures too good"
+        yield Finding("warning", "leak", len(leaked), said, pairs(leaked))
 
 
 def _contradict(one: Sample, other: Sample, tasks: Sequence[Task]) -> bool:

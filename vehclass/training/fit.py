@@ -14,6 +14,7 @@ from vehclass.training import findings as looking
 from vehclass.training.checkpoint import Unfinished
 from vehclass.training.dataset import Catalogue, read_catalogue
 from vehclass.training.decoded import Dataset, Look, dataset_of, look, typical_side
+from vehclass.training.duplicates import groups
 from vehclass.training.pace import usual_epochs
 from vehclass.training.plan import Listener, Material, Plan
 from vehclass.training.splits import split_rows
@@ -92,11 +93,10 @@ def _stop_at(found: list[looking.Finding], plan: Plan) -> None:
 
 def split(catalogue: Catalogue, seen: Look, seed: int) -> dict[str, Any]:
     """The rows of train, val and test: those that decode and have a label, copies of one photo together."""
-    exact, near = looking.copies(seen)
-    groups = looking.groups_of_copies(seen, [*exact, *near])
-    labelled = {at for at, row in enumerate(seen.usable) if catalogue.samples[row].labels}
-    kept = [[at for at in group if at in labelled] for group in groups]
     samples = [catalogue.samples[row] for row in seen.usable]
+    at = {int(row): number for number, row in enumerate(seen.usable)}
+    copies = [(at[one], at[other]) for one, other in (*seen.exact_copies, *seen.near_copies)]
+    kept = [[number for number in group if samples[number].labels] for group in groups(len(samples), copies)]
     return split_rows(samples, seen.usable, seed, [group for group in kept if group])
 
 
