@@ -368,7 +368,7 @@ class TestReport:
         few = {"label": "burnt", "support": 2, "recall": 1.0}
         facts = {
             "tasks": [],
-            "plan": {"drawn": True},
+            "plan": {"note": "Made with drawn photos."},
             "data": {"photos": {"test": 22}, "left_out": [{"file": "x", "code": "empty"}]},
             "metrics": {"condition": {"per_label": [row, few], "ece": 0.2}},
         }
@@ -419,6 +419,16 @@ def test_evaluate_from_outside(drawn: Path, tmp_path: Path, vehclass: Callable[.
     sure = [not one["tasks"]["condition"]["needs_review"] for one in looked]
     assert said["tasks"]["condition"]["accuracy"] == round(sum(right) / 23, 4)
     assert said["tasks"]["condition"]["coverage"] == round(sum(sure) / 23, 4)
+
+
+def test_a_report_without_room_does_not_cost_the_figures(
+    drawn: Path, tmp_path: Path, vehclass: Callable[..., Answer]
+) -> None:
+    (tmp_path / ".out.html.part").mkdir()  # where it would be written first
+    done = vehclass("evaluate", SAMPLE, drawn, "--report", "out.html", timeout=120)
+    assert done.code == 2
+    assert "out.html cannot be written" in done.err
+    assert "condition" in done.out
 
 
 def test_what_was_learnt_is_left_out(drawn: Path, model: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:

@@ -110,6 +110,7 @@ from keras import layers
 from vehclass.model import network
 from vehclass.model.agreement import made_pictures
 from vehclass.records import Task
+from vehclass.training.novelty import whitening
 
 keras.utils.set_random_seed(1)
 if sys.argv[1] == "peculiar":
@@ -125,7 +126,7 @@ if sys.argv[1] == "peculiar":
     made = keras.Model(pixels, layers.Concatenate()([layers.Dense(3)(x), layers.Dense(2)(x), novelty]))
 else:
     made = network.build(sys.argv[1], (64, 64), (Task("a", ("x", "y", "z")), Task("b", ("p", "q"))))
-    made = network.with_novelty(made, np.random.default_rng(4).normal(size=(network.summary_model(made).output_shape[1], 8)))
+    made = network.with_novelty(made, *whitening(np.random.default_rng(4).normal(size=(60, network.stage_means(made).output_shape[1]))))
 chance = np.random.default_rng(3)
 norms = [layer for layer in made._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
 for layer in norms:

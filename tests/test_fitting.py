@@ -21,6 +21,7 @@ from vehclass.model.backbones import BACKBONES
 from vehclass.model.folder import check_keras_file
 from vehclass.records import Task
 from vehclass.training import novelty
+from vehclass.training.augment import PRESETS, Augment, Views, draw_views
 from vehclass.training.checkpoint import State, Unfinished
 from vehclass.training.dataset import read_catalogue
 from vehclass.training.fit import _network, _recipe, prepare
@@ -151,7 +152,7 @@ def fitted(plan: Plan, listener: Listener | None = None) -> tuple[Any, State]:
     material = prepare(plan, read_catalogue(plan.data, plan.task_name), 32, Listener())
     keras.utils.set_random_seed(plan.seed)
     recipe = _recipe(plan, material.catalogue.tasks, material.dataset, [], 0.0)
-    network = _network(plan, material.catalogue.tasks, 32, recipe.policy)
+    network = _network(plan, material.catalogue.tasks, 32, recipe)
     unfinished = Unfinished(plan.out, {})
     with unfinished.held(resume=False) as state:
         fitting = Fitting(
@@ -169,6 +170,40 @@ def test_the_same_seed_gives_the_same_model(coloured: Path, tmp_path: Path) -> N
     )
     assert (one == same).all()
     assert (one != other).any()
+
+
+def test_of_few_photos_the_last_epoch_counts_unless_told(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = iter(np.arange(1.0, 9.0))
+    monkeypatch.setattr(Fitting, "_validated", lambda self: (next(worse), 0.01, {"colour": 0.5}))
+    plan = Plan(coloured, tmp_path / "m", epochs=3, batch_size=16, precision="float32")
+    assert [fitted(one)[1].best for one in (plan, replace(plan, patience=3))] == [2, 0]
+
+
+def test_a_training_that_stopped_early_is_over(coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed, because the model could not be written, it has nothing left to learn."""
+    monkeypatch.setattr(Fitting, "_validated", lambda self: (1.0 + len(kept), 0.01, {"colour": 0.5}))
+    kept: list[State] = []
+    save = Unfinished.save
+
+    def noted(self: Unfinished, state: State, *rest: Any) -> None:
+        kept.append(replace(state))
+        save(self, state, *rest)
+
+    monkeypatch.setattr(Unfinished, "save", noted)
+    _, state = fitted(Plan(coloured, tmp_path / "m", epochs=9, batch_size=16, precision="float32", patience=2))
+    assert (len(state.history), [one.ended for one in kept]) == (3, [False, False, True])
+
+
+def test_views_that_are_not_wanted_are_not_mixed_either(coloured: Path, tmp_path: Path) -> None:
+    plan = Plan(coloured, tmp_path / "m", precision="float32")
+    material = prepare(plan, read_catalogue(coloured, "colour"), 32, Listener())
+    mixed = [
+        _recipe(replace(plan, augment=one), material.catalogue.tasks, material.dataset, [], 0.0).views.mixed
+        for one in (None, "vehicle", "none")
+    ]
+    assert mixed == [0.5, 0.5, 0.0]
 
 
 def test_a_time_limit_is_kept_and_used(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
@@ -246,15 +281,13 @@ def test_a_device_out_of_memory_gets_half_the_batch(
 
 # Keras asks NumPy for a copy in a way that TensorFlow's variables do not know yet.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("backbone", ["small", "mobilenet_v3_small", "convnext_tiny", "resnet50"])
+@pytest.mark.parametrize("backbone", ["medium", "mobilenet_v3_small", "convnext_tiny", "resnet50"])
 def test_backbones_are_saved_as_what_is_allowed(backbone: str, tmp_path: Path) -> None:
-    from vehclass.model.network import build, summary_model, take_weights, with_novelty
+    from vehclass.model.network import build, feature_model, stage_means, take_weights, with_novelty
 
     network = build(backbone, (32, 32), (Task("a", ("x", "y")), Task("b", ("p", "q", "r"))))
-    prototypes = novelty.prototypes(
-        np.random.default_rng(0).normal(size=(40, summary_model(network).output.shape[1])).astype(np.float32), 0
-    )
-    whole = with_novelty(network, prototypes)
+    means = np.random.default_rng(0).normal(size=(40, stage_means(network).output.shape[1])).astype(np.float32)
+    whole = with_novelty(network, *novelty.whitening(means))
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert np.asarray(whole.predict_on_batch(pixels)).shape == (2, 6)
     whole.save(tmp_path / "model.keras")
@@ -263,7 +296,7 @@ def test_backbones_are_saved_as_what_is_allowed(backbone: str, tmp_path: Path) -
     take_weights(other, whole)
     assert all(
         (a == b).all()
-        for a, b in zip(summary_model(network).get_weights(), summary_model(other).get_weights(), strict=True)
+        for a, b in zip(feature_model(network).get_weights(), feature_model(other).get_weights(), strict=True)
     )
 
 
@@ -271,6 +304,22 @@ def test_every_backbone_is_one_that_can_be_built() -> None:
     from vehclass.model.network import MAKERS
 
     assert set(MAKERS) == set(BACKBONES)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_weights_file_of_a_published_network_is_what_it_starts_from(tmp_path: Path) -> None:
+    import keras
+
+    from vehclass.model.network import build, feature_model
+
+    published = keras.applications.MobileNetV3Small(include_top=False, weights=None, pooling="avg")
+    published.save_weights(tmp_path / "made.weights.h5")
+    makes = (Task("make_model", tuple(f"make {number:02}" for number in range(25))),)
+    network = build("mobilenet_v3_small", (64, 64), makes, str(tmp_path / "made.weights.h5"))
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    assert network.output_shape == (None, 25)
+    theirs, ours = published.predict_on_batch(pixels), feature_model(network).predict_on_batch(pixels)
+    assert np.asarray(ours) == pytest.approx(np.asarray(theirs), abs=1e-5)
 
 
 def test_weights_that_cannot_be_had(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
@@ -284,35 +333,108 @@ def test_weights_that_cannot_be_had(coloured: Path, tmp_path: Path, vehclass: Ca
     assert list(tmp_path.glob("m")) + list(tmp_path.glob(".m*")) == []
 
 
+def seen(how: Views, photos: Any, seed: int = 0) -> Any:
+    """The views of photos, uint8 [n, h, w, 3], that a network would learn from."""
+    drawn = draw_views(np.random.default_rng(seed), len(photos), (photos.shape[2], photos.shape[1]), how)
+    return np.asarray(Augment(how)(photos, *drawn), np.float32)
+
+
+class TestViews:
+    """What is done to photos before they are learnt from."""
+
+    still = replace(PRESETS["none"], flip=False)
+    photos = np.random.default_rng(2).integers(60, 190, (64, 28, 28, 3), np.uint8)
+
+    def test_nothing_happens_where_nothing_is_asked_for(self) -> None:
+        assert seen(self.still, self.photos) == pytest.approx(self.photos.astype(np.float32), abs=0.01)
+
+    def test_light_views_move_by_whole_pixels(self) -> None:
+        how = replace(self.still, shift=PRESETS["light"].shift)
+        places = set()
+        for photo, view in zip(self.photos, seen(how, self.photos), strict=True):
+            fits = [
+                (down, across)
+                for down in range(-3, 4)
+                for across in range(-3, 4)
+                if np.abs(np.roll(photo, (down, across), (0, 1)) - view)[3:-3, 3:-3].max() < 0.01
+            ]
+            assert len(fits) == 1
+            places.update(fits)
+        assert len(places) > 10
+
+    def test_half_are_mirrored_none_is_upside_down(self) -> None:
+        views = seen(replace(self.still, flip=True), self.photos)
+        mirrored = [np.abs(view - photo[:, ::-1]).max() < 0.01 for view, photo in zip(views, self.photos, strict=True)]
+        upright = [np.abs(view - photo).max() < 0.01 for view, photo in zip(views, self.photos, strict=True)]
+        assert 16 < sum(mirrored) < 48
+        assert sum(mirrored) + sum(upright) == 64
+
+    def test_some_are_as_dark_as_at_dusk(self) -> None:
+        mean = seen(replace(self.still, exposed=0.5), self.photos).mean(axis=(1, 2, 3)) / self.photos.mean()
+        assert mean.min() < 0.25
+        assert mean.max() > 1.2
+        assert 0.3 < (np.abs(mean - 1) < 0.02).mean() < 0.7
+
+    def test_boxes_are_grey_and_only_where_asked_for(self) -> None:
+        black = np.zeros_like(self.photos)
+        grey = (seen(replace(self.still, erased=1.0), black) == 127.5).all(axis=3).mean(axis=(1, 2))
+        assert 0.03 < grey.mean() < 0.16
+        assert not seen(self.still, black).any()
+
+    def test_a_path_of_the_small_network_sees_dusk_as_noon(self) -> None:
+        import keras
+
+        from vehclass.model.network import build
+
+        network = build("small", (28, 28), COLOURS)
+        evened = next(layer for layer in network.layers if isinstance(layer, keras.layers.LayerNormalization))
+        look = keras.Model(network.input, evened.output)
+        noon, dusk = (np.asarray(look.predict_on_batch(photos)) for photos in (self.photos // 4 * 4, self.photos // 4))
+        assert dusk == pytest.approx(noon, abs=0.1)
+        assert np.abs(noon).mean() > 0.5
+
+
 class TestNovelty:
     """What is unlike the photos that were learnt from."""
 
-    def test_prototypes_lie_where_the_photos_are(self) -> None:
+    def test_what_does_not_go_together_is_far(self) -> None:
+        """Each number is an ordinary one; only their combination is not."""
         rng = np.random.default_rng(3)
-        centres = rng.normal(size=(5, 40)).astype(np.float32)
-        features = (np.repeat(centres, 100, axis=0) + rng.normal(0, 0.05, (500, 40))).astype(np.float32)
-        found = novelty.prototypes(features, 0)
-        assert np.linalg.norm(found, axis=0) == pytest.approx(np.ones(found.shape[1]), abs=1e-5)
-        near = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ found
-        assert near.max(axis=1).min() > 0.95
-        strange = rng.normal(size=(200, 40))
-        strange /= np.linalg.norm(strange, axis=1, keepdims=True)
-        assert np.median((strange @ found).max(axis=1)) < 0.5
+        hidden = rng.normal(size=(2000, 4))
+        mix = rng.normal(size=(4, 40))
+        features = (hidden @ mix + rng.normal(0, 0.1, (2000, 40)) + 5).astype(np.float32)
+        kernel, bias = novelty.whitening(features[:1000])
+        far = np.square(features @ kernel + bias).sum(axis=1)
+        assert 0.05 < far.mean() < 1.05
+        torn = np.stack([rng.permutation(column) for column in features.T], axis=1)
+        assert np.square(torn @ kernel + bias).sum(axis=1).min() > np.quantile(far, 0.99)
+
+    @pytest.mark.parametrize(("photos", "numbers"), [(12, 200), (500, 1000)])
+    def test_few_photos_and_many_numbers(self, photos: int, numbers: int) -> None:
+        features = np.random.default_rng(4).normal(2, 3, (photos, numbers)).astype(np.float32)
+        features[:, ::7] = 0.25  # dead
+        kernel, bias = novelty.whitening(features)
+        far = np.square(features @ kernel + bias).sum(axis=1)
+        assert np.isfinite(far).all()
+        assert far.mean() < 1.05
+        assert kernel.shape == (numbers, min(numbers, novelty.MOST_NUMBERS))
 
     def test_the_limit_keeps_nearly_all(self) -> None:
         at = novelty.limit(np.linspace(0, 1, 1000, dtype=np.float32))
         assert 0.975 < at < 0.985
 
-    def test_the_network_says_how_strange_a_picture_is(self) -> None:
-        from vehclass.model.network import build, summary_model, with_novelty
+    @pytest.mark.parametrize("backbone", ["small", "mobilenet_v3_small"])
+    def test_the_network_says_how_strange_a_picture_is(self, backbone: str) -> None:
+        from vehclass.model.network import build, stage_means, with_novelty
 
-        network = build("small", (32, 32), COLOURS)
-        pixels = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3), np.uint8)
-        features = np.asarray(summary_model(network).predict_on_batch(pixels))
-        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        column = np.asarray(with_novelty(network, unit[:3].T.copy()).predict_on_batch(pixels))[:, -1]
-        assert column == pytest.approx(1 - (unit @ unit[:3].T).max(axis=1), abs=1e-4)
-        assert column[:3] == pytest.approx(0, abs=1e-4)
+        network = build(backbone, (64, 64), COLOURS)
+        pixels = np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), np.uint8)
+        features = np.asarray(stage_means(network).predict_on_batch(pixels))
+        kernel, bias = novelty.whitening(features)
+        column = np.asarray(with_novelty(network, kernel, bias).predict_on_batch(pixels))[:, -1]
+        assert column == pytest.approx(np.square(features @ kernel + bias).sum(axis=1), rel=1e-3, abs=1e-3)
+        plain = with_novelty(network, kernel, bias).predict_on_batch(np.full((1, 64, 64, 3), 90, np.uint8))
+        assert float(np.asarray(plain)[0, -1]) > 2 * column.max()
 
 
 class TestHeads:

@@ -409,6 +409,14 @@ class TestPromotion:
         assert forced.entry["forced"]
         assert "90.00%" in json.loads(place.get("cars/production.json"))["history"][0]["overridden"][0]
 
+    def test_a_damaged_version_in_production_is_replaced_by_force(self, place: Place, versions: list[str]) -> None:
+        promote(place.registry, "cars", versions[1], Wish("me"))
+        place.put(f"cars/{versions[1]}/model.json", b"{ torn")
+        with pytest.raises(ModelRefused):
+            promote(place.registry, "cars", versions[0], Wish("me"))
+        promote(place.registry, "cars", versions[0], Wish("me", "it is damaged", force=True))
+        assert read_production(place.registry, "cars").version == versions[0]
+
     def test_the_history_is_bounded(self, place: Place, versions: list[str]) -> None:
         promote(place.registry, "cars", versions[0], Wish("me"))
         document = json.loads(place.get("cars/production.json"))

@@ -17,12 +17,13 @@ from tests.conftest import SAMPLE, Answer, draw
 from tests.test_secrets import CANARY, canaries
 from vehclass.errors import DataError
 from vehclass.model.folder import open_model
-from vehclass.training.calibrate import label_thresholds, nll, temperature, threshold
-from vehclass.training.dataset import Sample, read_catalogue
+from vehclass.records import Task
+from vehclass.training.calibrate import calibrated, label_thresholds, nll, temperature, threshold
+from vehclass.training.dataset import Catalogue, Sample, read_catalogue
 from vehclass.training.decoded import Dataset, dataset_of, look, typical_side
-from vehclass.training.findings import label_findings, photo_findings, split_findings
+from vehclass.training.findings import label_findings, learnt_before, photo_findings, split_findings
 from vehclass.training.fit import split
-from vehclass.training.splits import split_rows
+from vehclass.training.splits import learnt_from, read_splits, split_rows, write_splits
 
 
 def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (48, 48), seed: int = 0, quality: int = 90) -> bytes:
@@ -206,6 +207,42 @@ class TestData:
         other = split_rows(samples, np.arange(600), seed=5)
         assert (rows["val"] != other["val"]).any()
 
+    def test_a_label_of_two_photos_keeps_one_to_learn_from(self) -> None:
+        samples = [Sample(Path(f"{n}"), {"a": "many" if n < 9 else "two"}) for n in range(11)]
+        for seed in range(20):
+            train = split_rows(samples, np.arange(11), seed)["train"]
+            assert any(samples[row].labels["a"] == "two" for row in train)
+
+    def test_what_was_learnt_before_is_not_measured_on(self, tmp_path: Path) -> None:
+        """Neither in the next split nor by `evaluate` of the model after next, nor are its copies."""
+        samples = [Sample(Path(f"{n}"), {"a": "x"}) for n in range(100)]
+        pairs = [[n, n + 1] for n in range(0, 100, 2)]
+        rows = split_rows(samples, np.arange(100), 0, pairs, learnt=range(0, 60, 2))
+        assert set(range(60)) <= set(rows["train"].tolist())
+        assert 8 <= len(rows["val"]) <= 10  # a tenth of all, from those that are new
+        assert 8 <= len(rows["test"]) <= 10
+        digests = [f"{n:016x}" for n in range(100)]
+        write_splits(
+            tmp_path / "splits.csv", Path(), [one.path for one in samples], digests, rows, {digests[3], "f" * 16}
+        )
+        record = read_splits(tmp_path)
+        assert record is not None
+        assert (record["f" * 16], record[digests[3]]) == ("before", "train")
+        assert learnt_from(record) == {digests[row] for row in (*rows["train"], *rows["val"])} | {"f" * 16}
+        found = learnt_before(rows, digests, {digests[0], digests[int(rows["test"][0])]})
+        assert [(one.severity, one.code, one.count) for one in found] == [
+            ("note", "learnt_before", 1),
+            ("warning", "leak", 1),
+        ]
+
+    def test_a_task_without_labels_in_a_split_is_told(self) -> None:
+        rows = {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)}
+        targets = np.array([[0, -1], [1, -1], [0, -1], [1, -1], [0, -1], [1, -1], [0, 0], [1, 1]], np.int32)
+        catalogue = Catalogue(Path(), (Task("a", ("x", "y")), Task("b", ("p", "q"))), ())
+        found = {one.code: one.severity for one in split_findings(rows, catalogue, targets)}
+        assert found["no_label_in_train"] == "error"
+        assert found["no_label_in_val"] == "warning"
+
     def test_the_input_follows_the_photos(self, tmp_path: Path) -> None:
         assert typical_side(read_catalogue(folders(tmp_path / "small", {"red": 3, "blue": 3})), 160) == 48
         assert typical_side(read_catalogue(folders(tmp_path / "tiny", {"red": 3, "blue": 3})), 32) == 32
@@ -222,6 +259,10 @@ class TestCalibration:
         assert temperature(honest, targets) == pytest.approx(1, abs=0.05)
         assert temperature(honest * 3, targets) == pytest.approx(3, abs=0.15)
         assert nll(honest * 3, targets, 3.0) < nll(honest * 3, targets, 1.0)
+
+    def test_what_could_not_be_checked_asks_for_a_look(self) -> None:
+        nothing = calibrated(Task("a", ("x", "y")), np.zeros((0, 2), np.float32), np.zeros(0, np.int32), 0.95)
+        assert nothing.thresholds == (1.0, 1.0)
 
     def test_the_threshold_keeps_the_precision(self) -> None:
         tops = np.linspace(0.5, 1, 1000)
@@ -280,6 +321,7 @@ def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[.
     """The folder that training writes is one that classify-batch takes, and a changed one is not."""
     words = ["train", labelled, "--out", "models/mine", "--epochs", "2", "--input-size", "48"]
     words += ["--unlike", folders(tmp_path / "other", {"things": 9}), "--task-weight", "body=0.5"]
+    words += ["--note", "Made with drawn photos."]
     done = vehclass(*words, timeout=200, **canaries())  # secrets in the environment, which training has no use for
     assert done.code == 0, done.err
     written = [path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()]
@@ -306,6 +348,8 @@ def test_train_from_outside(labelled: Path, tmp_path: Path, vehclass: Callable[.
     assert (labelled / kept[0]["path"]).is_file()
     assert folder.info.novelty_limit == facts["novelty"]["limit"]
     assert set(facts["novelty"]["examples"]) == {"noise", "clouds", "blank", "other"}
+    assert "Made with drawn photos." in (folder.path / "card.md").read_text()
+    assert "Made with drawn photos." in (folder.path / "report.html").read_text()
     confusion = np.array(facts["metrics"]["condition"]["confusion"])
     assert confusion.sum() == facts["metrics"]["condition"]["support"] == 11
     assert confusion.trace() / 11 == pytest.approx(facts["metrics"]["condition"]["accuracy"], abs=1e-3)
@@ -345,12 +389,18 @@ def test_a_manifest_by_a_relative_path(labelled: Path, tmp_path: Path, vehclass:
 
 def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     folders(tmp_path / "data", {"red": 20, "blue": 20})
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "note.txt").write_text("no photo")
     for words, says in (
         (["--backbone", "vgg99"], "There is no backbone"),
         (["--weights", "nowhere.weights.h5"], "cannot be used"),
-        (["--weights", str(SAMPLE), "--backbone", "mobilenet_v3_small"], "does not fit mobilenet_v3_small"),
+        (["--weights", str(SAMPLE), "--backbone", "mobilenet_v3_small"], "does not fit the mobilenet_v3_small"),
         (["--task-weight", "body=2"], "no task of data"),
         (["--time-limit", "soon"], "such as 30m"),
+        (["--unlike", "words"], "No photo in words can be decoded"),
+        (["--task", "loss"], "a task called 'loss'"),
+        (["--weights", "words/note.txt"], "Name their backbone with --backbone"),
+        (["--backbone", "resnet50", "--input-size", "16"], "at least 32"),
         (["--preset", "perfect"], "choose one of quick, balanced, best"),
     ):
         answer = vehclass("train", "data", "--out", "models/mine", "--epochs", "1", *words)

@@ -75,20 +75,22 @@ def evaluate(
         raise UsageError(reason=f"{report} cannot be written: there is no folder {report.parent}.")
     from vehclass.training.comparison import compare_tasks
     from vehclass.training.evaluate import measure
-    from vehclass.training.examine import record_of, select
+    from vehclass.training.examine import select
     from vehclass.training.report import write_report
+    from vehclass.training.splits import read_splits
 
     folders = [options.model_folder(settings)]
     if against is not None:
         folders.append(options.model_folder(options.given(model=against, threads=threads)))
     catalogue, wanted = _readable(data, task, folders[0])
+    unwritten: UsageError | None = None
     shared = _shared(folders, wanted) if len(folders) > 1 else []
     workers = settings.threads or options.cores()
     with show.status(quiet=as_json) as status:
         chosen = select(
             catalogue,
             split.value,
-            [record_of(folder) for folder in folders],
+            [read_splits(folder.path) for folder in folders],
             threads=workers,
             progress=lambda done, total: status(f"reading photos: {done:,} of {total:,}"),
         )
@@ -116,13 +118,18 @@ def evaluate(
             document["comparison"] = compare_tasks(examined, seen[1][0], shared, names)
         if report is not None:
             status("writing the report")
-            write_report(report, _facts(folders[0], document), examined.only(wanted))
+            try:
+                write_report(report, _facts(folders[0], document), examined.only(wanted))
+            except OSError as error:
+                unwritten = UsageError(reason=f"{report} cannot be written: {error.strerror or error}.")
     if as_json:
-        show.print_json({**document, "report": str(report) if report else None})
+        show.print_json({**document, "report": str(report) if report and unwritten is None else None})
     else:
         print_figures(document)
-        if report is not None:
+        if report is not None and unwritten is None:
             show.say(f"The report is in {report / 'report.html' if report.is_dir() else report}.")
+    if unwritten is not None:
+        raise unwritten
     if document["unusable"]:
         raise typer.Exit(int(ExitCode.SOME_IMAGES_FAILED))
 

@@ -197,7 +197,7 @@ def promote(
         # Whole and unchanged, or tonight's run would find out.
         folder = open_from(there, Reference(reference.name, version), options.model_cache(settings), tell)
         if FACTS_FILE not in there.contents(reference.name, version):
-            # A folder as `train` wrote it: the next training may replace it, so that a copy is promoted.
+            # A folder as `train` wrote it: a copy is promoted, which no later training can touch.
             put(folder, there, tell)
         change = point(there, reference.name, version, Wish(_who(), why, min_accuracy, force))
     _tell(change, there, as_json=as_json)

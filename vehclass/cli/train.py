@@ -53,12 +53,14 @@ def train(
         bool, typer.Option("--strict", help="Stop on any warning of `vehclass data check`.", rich_help_panel=MAIN)
     ] = False,
     backbone: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="small, mobilenet_v3_small, mobilenet_v3_large, efficientnet_v2_b0 to _b3, convnext_tiny or resnet50.",
+            help="small, medium, mobilenet_v3_small, mobilenet_v3_large, efficientnet_v2_b0 to _b3, convnext_tiny or "
+            "resnet50. (default: that of --weights; else small, with --preset best and no --time-limit medium)",
+            show_default=False,
             rich_help_panel=NETWORK,
         ),
-    ] = "small",
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +93,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Stop after so many epochs without a better validation loss. (default: half of all)",
+            help="Stop after so many epochs without a better validation loss. (default: half of all; of few photos the last epoch counts)",
             show_default=False,
             rich_help_panel=FITTING,
         ),
@@ -101,7 +103,7 @@ def train(
         typer.Option(
             min=2,
             max=4096,
-            help="Photos a training step takes. (default: 32, or 64 of many)",
+            help="Photos a training step takes. (default: 32, or 128 of many)",
             show_default=False,
             rich_help_panel=FITTING,
         ),
@@ -111,7 +113,7 @@ def train(
         typer.Option(
             min=1e-7,
             max=1.0,
-            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001)",
+            help="The highest learning rate, after the warm-up. (default: 0.002, with --weights 0.001, twice that of many photos)",
             show_default=False,
             rich_help_panel=FITTING,
         ),
@@ -161,6 +163,14 @@ def train(
             rich_help_panel=MAIN,
         ),
     ] = None,
+    note: Annotated[
+        str | None,
+        typer.Option(
+            help="A sentence that card and report say first of where care is due.",
+            show_default=False,
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -186,7 +196,7 @@ def train(
             reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
         )
     for what, given, allowed in (
-        ("backbone", backbone, BACKBONES),
+        ("backbone", backbone or "small", BACKBONES),
         ("preset", preset, PRESETS),
         ("augmentation", augment or "vehicle", AUGMENTATIONS),
         ("--class-weights", class_weights, ("auto", "on", "off")),
@@ -196,13 +206,15 @@ def train(
             raise UsageError(reason=f"There is no {what} {given!r}; choose one of {', '.join(allowed)}.")
     if unlike is not None and not unlike.is_dir():
         raise UsageError(reason=f"There is no folder {unlike}; name one with --unlike, or leave it out.")
+    usual = _backbone_of(weights) or ("medium" if preset == "best" and not time_limit else "small")
+    _refuse_what_cannot_fit(backbone or usual, weights, input_size)
     plan = Plan(
         data=data,
         out=out,
         task_name=task,
         preset=preset,
-        backbone=backbone,
-        weights=_checked_weights(weights),
+        backbone=backbone or usual,
+        weights=weights,
         input_side=input_size,
         epochs=epochs,
         time_limit=options.seconds(time_limit, "--time-limit"),
@@ -221,19 +233,21 @@ def train(
         resume=resume,
         strict=strict,
         unlike=unlike,
+        note=note,
     )
     from vehclass.training.checkpoint import Unfinished
     from vehclass.training.fit import train as fit
 
+    before = Unfinished(out, {}).last_kept
     try:
         with show.status(quiet=as_json) as status:
             folder = fit(plan, _screen(status, quiet=as_json))
     except Interrupted as stopped:
-        if not Unfinished(out, {}).begun:
+        if Unfinished(out, {}).last_kept == before:
             raise
         raise Interrupted(signal.Signals(stopped.exit_code - 128), KEPT) from None
     except Exception as error:
-        if Unfinished(out, {}).begun:
+        if Unfinished(out, {}).last_kept not in (None, before):
             error.add_note(KEPT)
         raise
     facts = folder.info.facts
@@ -245,20 +259,39 @@ def train(
     show.say(f"Try it: vehclass classify-batch --container PHOTOS --model {folder.path}")
 
 
-def _checked_weights(weights: str | None) -> str | None:
-    """Where the backbone starts, before any photo is opened; raises UsageError or ModelRefused."""
+def _backbone_of(weights: str | None) -> str | None:
+    """The backbone that weights are for, where they say so; raises UsageError or ModelRefused.
+
+    Looked at before any photo is opened.
+    """
     from vehclass.errors import UsageError
     from vehclass.model.folder import open_model
 
-    if weights is None or weights == "imagenet":
-        return weights
-    if Path(weights).is_dir():
-        open_model(Path(weights))
-    elif not Path(weights).is_file():
+    if weights == "imagenet":
+        return "mobilenet_v3_small"
+    if weights is not None and Path(weights).is_dir():
+        theirs = open_model(Path(weights)).info.facts.get("backbone")
+        return str(theirs) if theirs else None
+    if weights is not None and not Path(weights).is_file():
         raise UsageError(
             reason=f"The weights {weights} cannot be used: there is no such file or model folder. Name one, or imagenet."
         )
-    return weights
+    return None
+
+
+def _refuse_what_cannot_fit(backbone: str, weights: str | None, input_size: int | None) -> None:
+    """Raises UsageError for a backbone and weights, or an input size, that cannot go together."""
+    from vehclass.errors import UsageError
+    from vehclass.model.backbones import OF_OUR_OWN, SMALLEST_PUBLISHED
+
+    own = backbone in OF_OUR_OWN
+    if own and weights is not None and not Path(weights).is_dir():
+        raise UsageError(
+            reason=f"The weights {weights} cannot be used for {backbone}, which starts from nothing or from a model folder. "
+            "Name their backbone with --backbone."
+        )
+    if not own and input_size is not None and input_size < SMALLEST_PUBLISHED:
+        raise UsageError(reason=f"{backbone} needs an --input-size of at least {SMALLEST_PUBLISHED}; small takes less.")
 
 
 def _task_weights(pairs: list[str]) -> dict[str, float]:

@@ -13,7 +13,27 @@ def load_keras() -> tuple[Any, list[str]]:
     with _hushed():
         import keras
 
-        return keras, gpus(keras.backend.backend())
+        backend = keras.backend.backend()
+        found = gpus(backend)
+        if found:
+            _no_short_floats(backend)
+        return keras, found
+
+
+def _no_short_floats(backend: str) -> None:
+    """Lets 32-bit arithmetic be that: GPUs otherwise take 19 bits for it, and answers differ from a CPU's."""
+    if backend == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    elif backend == "torch":
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
+    elif backend == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def gpus(backend: str) -> list[str]:
@@ -38,7 +58,10 @@ def fast_policy(found: list[str]) -> str:
     if found:
         import tensorflow
 
-        details = tensorflow.config.experimental.get_device_details(tensorflow.config.list_physical_devices("GPU")[0])
+        devices = tensorflow.config.list_physical_devices("GPU")
+        if not devices:  # the GPU is another backend's
+            return "mixed_bfloat16"
+        details = tensorflow.config.experimental.get_device_details(devices[0])
         return "mixed_bfloat16" if details.get("compute_capability", (0, 0)) >= (8, 0) else "mixed_float16"
     import openvino
 

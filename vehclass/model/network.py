@@ -16,13 +16,13 @@ from vehclass.errors import UsageError
 from vehclass.records import Task
 
 FEATURES: Final = "features"  # the layer whose output the heads see: [batch, features]
-SUMMARY: Final = "summary"  # the part of it that says what is in the picture, not where: what novelty is told by
+SUMMARY: Final = "summary"  # the part of it that says what is in the picture, not where
 HEAD: Final = "head_{}"
 GRID: Final = 6
 
 
 def build(
-    backbone: str, input_size: tuple[int, int], tasks: Sequence[Task], weights: str | None = None, dropout: float = 0.25
+    backbone: str, input_size: tuple[int, int], tasks: Sequence[Task], weights: str | None = None, dropout: float = 0.0
 ) -> keras.Model:
     """A new network for `input_size` (width, height); `weights` is None, "imagenet" or a weights file.
 
@@ -92,57 +92,77 @@ def feature_model(network: keras.Model) -> keras.Model:
     return keras.Model(network.input, network.get_layer("dropout").input)
 
 
-def summary_model(network: keras.Model) -> keras.Model:
-    """From pixels to what novelty is told by: [batch, numbers]."""
-    return keras.Model(network.input, network.get_layer(SUMMARY).output)
+def stage_means(network: keras.Model) -> keras.Model:
+    """From pixels to the means over the picture of the last layer at each resolution: [batch, numbers].
 
-
-def with_novelty(network: keras.Model, prototypes: NDArray[np.float32]) -> keras.Model:
-    """The network with one column more: 1 - the greatest cosine between a photo's features and the prototypes.
-
-    `prototypes` [numbers, n] are unit vectors. The column is 0 for a photo just like one that was learnt from and
-    grows to 2. After Sun et al., 'Out-of-distribution detection with deep nearest neighbors' (2022), with the
-    centres of clusters in place of all photos, which keeps the network small.
+    Early layers see light, texture and noise, late ones what is in the picture: something unlike all training photos
+    differs from them somewhere on the way.
     """
-    unit = layers.UnitNormalization(name="novelty_unit")(network.get_layer(SUMMARY).output)
-    near = layers.Dense(prototypes.shape[1], use_bias=False, name="novelty_prototypes")
-    nearest = keras.ops.max(near(unit), axis=-1, keepdims=True)
-    novelty = layers.Rescaling(-1.0, offset=1.0, name="novelty_distance")(nearest)
-    near.set_weights([prototypes])
+    up_to_summary = keras.Model(network.input, network.get_layer(SUMMARY).output)
+    size = network.input.shape[1] * network.input.shape[2]
+    last: dict[int, Any] = {}
+    for layer in up_to_summary.layers:
+        shape = layer.output.shape
+        if len(shape) == 4 and 1 < shape[1] * shape[2] < size:
+            last[shape[1] * shape[2]] = layer.output
+    means = [layers.GlobalAveragePooling2D(name=f"novelty_mean_{at}")(one) for at, one in enumerate(last.values())]
+    together = layers.Concatenate(name="novelty_means", dtype="float32")(means) if len(means) > 1 else means[0]
+    return keras.Model(network.input, together)
+
+
+def with_novelty(network: keras.Model, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> keras.Model:
+    """The network with one column more: the squared length of its stage means after a linear map.
+
+    `kernel` [numbers, k] and `bias` [k] are from `novelty.whitening`: the column is below 1 for most photos like
+    those that were learnt from, and grows with how unlike them one is.
+    """
+    means = stage_means(network).output
+    whitened = layers.Dense(len(bias), name="novelty_whitened", dtype="float32")
+    length = layers.Dense(1, use_bias=False, name="novelty_length", dtype="float32")
+    even = whitened(means)
+    novelty = length(layers.Multiply(name="novelty_squares")([even, even]))
+    whitened.set_weights([kernel, bias])
+    length.set_weights([np.ones((len(bias), 1), np.float32)])
     return keras.Model(
         network.input, layers.Concatenate(name="logits_and_novelty")([network.output, novelty]), name=network.name
     )
 
 
-def _small(pixels: Any, weights: str | None) -> tuple[Any, Any]:
-    """A small residual network for training from scratch on a CPU: 0.4 million weights.
+def _residual(stem: int, widths: tuple[int, int, int]) -> Callable[[Any, str | None], tuple[Any, Any]]:
+    """A small residual network for training from nothing on a CPU: a first convolution and three stages, so wide.
 
     Its summary is the mean and the maximum over the picture: the mean says what it is, the maximum finds a scratch.
     Beside it stand means of an early layer over a coarse grid, which know where things are: that tells makes apart
-    that are seen from one side, of which there are few photos each. Small inputs are shrunk less, so that the last
-    layers still see a picture.
+    that are seen from one side, of which there are few photos each. Each picture is seen twice: as it is, and
+    brought to one mean and one spread, which is the same at dusk as at noon. Small inputs are shrunk less, so that the
+    last layers still see a picture.
     """
-    if weights is not None:
-        raise ValueError("it has no published weights; name a model folder of your own, or none")
-    side = min(pixels.shape[1:3])
-    strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 2, 2, 1)
 
-    def unit(x: Any, filters: int, stride: int = 1, *, size: int = 3, active: bool = True) -> Any:
-        x = layers.Conv2D(filters, size, stride, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.9)(x)
-        return layers.Activation("relu")(x) if active else x
+    def conv(x: Any, filters: int, stride: int = 1, *, size: int = 3, activation: str | None = None) -> Any:
+        return layers.Conv2D(filters, size, stride, padding="same", activation=activation)(x)
 
-    x = unit(layers.Rescaling(1 / 127.5, offset=-1.0)(pixels), 24, strides[0])
-    stages = []
-    for filters, stride in zip((48, 80, 128), strides[1:], strict=True):
-        kept = layers.AveragePooling2D(2, padding="same")(x) if stride == 2 else x
-        kept = unit(kept, filters, size=1, active=False)
-        x = unit(unit(x, filters, stride), filters, active=False)
-        x = layers.Activation("relu")(layers.Add()([kept, x]))
-        stages.append(x)
-    summary = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
-    cell = [-(-length // GRID) for length in stages[0].shape[1:3]]
-    return summary, layers.Flatten()(layers.AveragePooling2D(cell, padding="same")(stages[0]))
+    def backbone(pixels: Any, weights: str | None) -> tuple[Any, Any]:
+        if weights is not None:
+            raise ValueError("it has no published weights; name a model folder of your own, or none")
+        side = min(pixels.shape[1:3])
+        strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 2, 2, 1)
+        x = layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
+        even = layers.LayerNormalization((1, 2, 3), epsilon=1e-4, center=False, scale=False, dtype="float32")
+        evened = even(x)
+        x = conv(layers.Concatenate()([x, evened]), stem, strides[0], activation="relu")
+        stages = []
+        for filters, stride in zip(widths, strides[1:], strict=True):
+            kept = layers.AveragePooling2D(2, padding="same")(x) if stride == 2 else x
+            x = conv(conv(x, filters, stride, activation="relu"), filters)
+            x = layers.Add()([conv(kept, filters, size=1), x])
+            # Once a stage and not after every convolution: on a CPU normalising took more than half of the time.
+            x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
+            stages.append(x)
+        summary = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
+        cell = [-(-length // GRID) for length in stages[0].shape[1:3]]
+        return summary, layers.Flatten()(layers.AveragePooling2D(cell, padding="same")(stages[0]))
+
+    return backbone
 
 
 def _published(make: Callable[..., keras.Model], **options: Any) -> Callable[[Any, str | None], tuple[Any, Any]]:
@@ -169,7 +189,8 @@ def _resnet50(pixels: Any, weights: str | None) -> tuple[Any, Any]:
 
 _applications = keras.applications
 MAKERS: Final[dict[str, Callable[[Any, str | None], tuple[Any, Any]]]] = {
-    "small": _small,
+    "small": _residual(24, (48, 80, 128)),
+    "medium": _residual(32, (96, 160, 256)),
     "mobilenet_v3_small": _published(_applications.MobileNetV3Small, include_preprocessing=True),
     "mobilenet_v3_large": _published(_applications.MobileNetV3Large, include_preprocessing=True),
     "efficientnet_v2_b0": _published(_applications.EfficientNetV2B0, include_preprocessing=True),

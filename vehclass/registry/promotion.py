@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vehclass.errors import PromotedMeanwhile, PromotionRefused, UsageError
+from vehclass.errors import ModelRefused, PromotedMeanwhile, PromotionRefused, UsageError
 from vehclass.records import iso, now
 from vehclass.registry.layout import (
     MAX_POINTER_BYTES,
@@ -89,7 +89,13 @@ def promote(registry: Registry, name: str, version: str, wish: Wish) -> Change:
     facts, _ = facts_of(registry, name, version)
     if present.version == version:
         return Change(name, present.history[0], changed=False)
-    refusals, notes = objections(facts, _facts_if_there(registry, name, present.version), wish.min_accuracy)
+    try:
+        theirs = _facts_if_there(registry, name, present.version)
+    except ModelRefused:
+        if not wish.force:
+            raise
+        theirs = None
+    refusals, notes = objections(facts, theirs, wish.min_accuracy)
     if refusals and not wish.force:
         raise PromotionRefused(key=f"{name}@{version}", reason="; ".join(refusals))
     entry = {

@@ -27,6 +27,7 @@ class Views:
     zoom: float = 0.12
     stretch: float = 0.08
     degrees: float = 4.0
+    exposed: float = 0.3  # at dusk, in a garage, against the light: darker or lighter by far
     brightness: float = 0.15
     contrast: float = 0.2
     saturation: float = 0.3
@@ -36,18 +37,24 @@ class Views:
     mixed: float = 0.0
 
 
+# Logarithms of the least and the greatest gain: a sixth of the light, half as much again.
+EXPOSURES: Final = (-1.8, 0.4)
+
 PRESETS: Final = {
-    "none": Views(False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Views(False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    # Moves by whole pixels only: anything else blurs, and small pictures have no detail to give away.
     "light": Views(
-        shift=0.05,
-        zoom=0.06,
-        stretch=0.04,
-        degrees=2,
+        shift=0.07,
+        zoom=0.0,
+        stretch=0.0,
+        degrees=0.0,
+        exposed=0.0,
         brightness=0.08,
         contrast=0.1,
         saturation=0.1,
-        blurred=0.1,
-        erased=0.0,
+        blurred=0.0,
+        recompressed=0.0,
+        erased=0.2,
     ),
     "vehicle": Views(),
     "strong": Views(
@@ -55,6 +62,7 @@ PRESETS: Final = {
         zoom=0.2,
         stretch=0.12,
         degrees=6,
+        exposed=0.4,
         brightness=0.2,
         contrast=0.3,
         saturation=0.4,
@@ -93,15 +101,18 @@ def draw_views(
     transform = [
         a,
         b,
-        x - a * x - b * y + around(how.shift) * width,
+        x - a * x - b * y + np.rint(around(how.shift) * width),
         c,
         d,
-        y - c * x - d * y + around(how.shift) * height,
+        y - c * x - d * y + np.rint(around(how.shift) * height),
         zero,
         zero,
     ]
-    contrast, saturation = 1 + around(how.contrast), 1 + around(how.saturation)
-    light = 127.5 * (1 - contrast) + 255 * around(how.brightness)
+    saturation = 1 + around(how.saturation)
+    gain = np.exp(np.where(rng.random(count) < how.exposed, rng.uniform(*EXPOSURES, count), 0))
+    contrast = 1 + around(how.contrast)
+    light = gain * (127.5 * (1 - contrast) + 255 * around(how.brightness))
+    contrast *= gain
     blur = np.where(rng.random(count) < how.blurred, rng.uniform(-0.5, 1, count), 0)  # below 0 it sharpens
     erased = rng.random(count) < how.erased
     tall, wide = (rng.uniform(0.1, 0.4, count) * side * erased for side in (height, width))
@@ -142,6 +153,10 @@ def mix(rng: np.random.Generator, pixels: Pixels, targets: Numbers) -> tuple[Pix
 class Augment(layers.Layer):  # type: ignore[misc]  # keras has no types
     """Makes the drawn views of a batch of pixels, 0-255, before they are prepared: later the light would clip."""
 
+    def __init__(self, how: Views) -> None:
+        super().__init__(dtype="float32")
+        self._how = how  # what never happens takes no time
+
     def call(self, pixels: Any, transform: Any, colour: Any, box: Any) -> Any:
         """Float32 [n, h, w, 3] for uint8 pixels of the same shape and what `draw_views` drew."""
 
@@ -153,17 +168,23 @@ class Augment(layers.Layer):  # type: ignore[misc]  # keras has no types
         )
         grey = ops.mean(x, axis=-1, keepdims=True)
         x = each(colour, 0) * x + each(colour, 1) * grey + each(colour, 2)
-        x = x + each(colour, 3) * (ops.average_pool(x, 3, 1, "same") - x)
-        down = ops.arange(x.shape[1], dtype="float32")[None, :, None, None]
-        across = ops.arange(x.shape[2], dtype="float32")[None, None, :, None]
-        tall = ops.logical_and(down >= each(box, 0), down < each(box, 2))
-        wide = ops.logical_and(across >= each(box, 1), across < each(box, 3))
-        x = ops.where(ops.logical_and(tall, wide), 127.5, x)
+        if self._how.blurred:
+            x = x + each(colour, 3) * (ops.average_pool(x, 3, 1, "same") - x)
+        if self._how.erased:
+            x = self._erase(x, *(each(box, side) for side in range(4)))
         return ops.clip(x, 0.0, 255.0)
 
+    def _erase(self, x: Any, top: Any, left: Any, bottom: Any, right: Any) -> Any:
+        down = ops.arange(x.shape[1], dtype="float32")[None, :, None, None]
+        across = ops.arange(x.shape[2], dtype="float32")[None, None, :, None]
+        inside = ops.logical_and(
+            ops.logical_and(down >= top, down < bottom), ops.logical_and(across >= left, across < right)
+        )
+        return ops.where(inside, 127.5, x)
 
-def learner(network: keras.Model) -> keras.Model:
+
+def learner(network: keras.Model, how: Views) -> keras.Model:
     """What is fitted: the network behind the augmentation; inputs are pixels and the three arrays of `draw_views`."""
     pixels = keras.Input(network.input.shape[1:], dtype="uint8")
     drawn = [keras.Input((numbers,), dtype="float32") for numbers in (8, 4, 4)]
-    return keras.Model([pixels, *drawn], network(Augment(dtype="float32")(pixels, *drawn)))
+    return keras.Model([pixels, *drawn], network(Augment(how)(pixels, *drawn)))

@@ -79,9 +79,12 @@ def label_thresholds(
 
 
 def calibrated(task: Task, logits: NDArray[np.float32], targets: NDArray[np.int32], precision: float) -> Task:
-    """The task with its temperature and thresholds, chosen on validation logits [n, labels] and targets [n]."""
+    """The task with its temperature and thresholds, chosen on validation logits [n, labels] and targets [n].
+
+    Without any, nothing is known of how sure an answer is: each asks for a look.
+    """
     if not len(targets):
-        return task
+        return replace(task, threshold=1.0)
     scale = temperature(logits, targets)
     shares = probabilities(logits, scale)
     lowest = threshold(shares, targets, precision)

@@ -28,7 +28,7 @@ Values = list[NDArray[Any]]
 @dataclass(slots=True)
 class State:
     """How far a training is: epochs done, what each brought, seconds spent, the best epoch, the lowest loss and its standard
-    error, the batch's size.
+    error, the batch's size, whether it came to its end.
 
     The best epoch is the last one within an error of the lowest; -1 as long as nothing was as good as the heads alone.
     """
@@ -41,6 +41,7 @@ class State:
     best_loss: float = math.inf
     best_error: float = 0.0
     batch_size: int = 0
+    ended: bool = False
 
 
 class Unfinished:
@@ -86,6 +87,14 @@ class Unfinished:
     def begun(self) -> bool:
         """Whether there is an epoch to go on from."""
         return (self.folder / STATE_FILE).exists()
+
+    @property
+    def last_kept(self) -> int | None:
+        """When the last whole epoch was kept, in nanoseconds; None when there is none."""
+        try:
+            return (self.folder / STATE_FILE).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     def _state(self) -> State | None:
         if not self.begun:

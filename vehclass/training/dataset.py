@@ -14,6 +14,7 @@ SPLITS: Final = ("train", "val", "test")
 SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MISSING: Final = -1
 MANIFEST: Final = "manifest.csv"
+TAKEN: Final = ("epoch", "loss", "learning_rate", "seconds")  # columns of a training's history
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ def read_catalogue(data: Path, task_name: str = "label") -> Catalogue:
         root = data
     else:
         raise DataError(path=data, reason="there is no such file or folder")
+    taken = next((name for name in names if name in TAKEN or name.startswith("val_")), None)
+    if taken:
+        raise DataError(
+            path=data,
+            reason=f"a task called {taken!r} would be mistaken for a figure of training's; give it another name",
+        )
     tasks = tuple(
         Task(name, tuple(sorted({sample.labels[name] for sample in samples if name in sample.labels})))
         for name in names

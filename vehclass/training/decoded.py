@@ -136,7 +136,9 @@ def look(
                 rejected.append(problem)
     rows = np.array(usable, np.int64)
     exact = same_bytes([digests[row] for row in usable])
-    near = [(a, b) for a, b in near_duplicates(sketches[rows]) if digests[usable[a]] != digests[usable[b]]]
+    # Of equal files one is compared with the others: ten thousand times the same picture would be 50 million pairs.
+    singles = np.setdiff1d(np.arange(len(rows)), [later for _, later in exact])
+    near = [(singles[a], singles[b]) for a, b in near_duplicates(sketches[rows[singles]])]
     exact_copies, near_copies = (tuple((usable[a], usable[b]) for a, b in pairs) for pairs in (exact, near))
     return Look(rows, tuple(rejected), tuple(digests), sizes, exact_copies, near_copies, pixels)
 
@@ -192,3 +194,23 @@ def dataset_of(catalogue: Catalogue, seen: Look, rows: dict[str, NDArray[np.int6
     assert seen.pixels is not None
     paths = tuple(sample.path for sample in catalogue.samples)
     return Dataset(paths, seen.pixels, targets, rows, seen.rejected, seen.digests)
+
+
+def photos_below(folder: Path, size: tuple[int, int], most: int = 1000) -> Pixels:
+    """The first photos by name in a folder and its folders that decode: uint8 [n, height, width, 3].
+
+    Raises UsageError when there are none.
+    """
+    found: list[Pixels] = []
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        try:
+            found.append(decode(file.read_bytes(), size)[0])
+        except (DecodeError, OSError):
+            continue
+        if len(found) == most:
+            break
+    if not found:
+        raise UsageError(
+            reason=f"No photo in {folder} can be decoded; name another folder with --unlike, or leave it out."
+        )
+    return np.stack(found)

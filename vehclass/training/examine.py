@@ -1,6 +1,5 @@
 """Shows labelled photos to a finished model: which of them are fair to ask, what it says of each, and how fast."""
 
-import csv
 import hashlib
 import statistics
 import time
@@ -14,18 +13,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vehclass.errors import ImageError, ModelRefused, UsageError
+from vehclass.errors import ImageError, UsageError
 from vehclass.imaging import Pixels
 from vehclass.model.classifier import Classifier
-from vehclass.model.folder import ModelFolder
 from vehclass.model.runtime import Logits, Runtime
 from vehclass.records import Task
-from vehclass.training.dataset import MISSING, SPLITS, Catalogue, Sample
+from vehclass.training.dataset import MISSING, Catalogue, Sample
 from vehclass.training.report import Examined
-from vehclass.training.splits import DIGEST_DIGITS, SPLITS_FILE
+from vehclass.training.splits import DIGEST_DIGITS, LEARNT_FROM, SPLITS_FILE
 
-CHOICES: Final = ("auto", *SPLITS, "all")
-LEARNT_FROM: Final = ("train", "val")
 MOST_NAMED: Final = 5
 REPEATS: Final = (4, 50)  # least and most forward passes that a speed is measured with, after one to warm up
 LONGEST_SECONDS: Final = 1.0
@@ -49,23 +45,6 @@ class Selection:
     samples: tuple[Sample, ...]
     left_out: dict[str, int]
     notes: tuple[str, ...]
-
-
-def record_of(folder: ModelFolder) -> dict[str, str] | None:
-    """Which photos a model learnt from: split by the first digits of their bytes' sha256; None without a record.
-
-    Raises ModelRefused where the record cannot be read.
-    """
-    file = folder.path / SPLITS_FILE
-    if not file.is_file():
-        return None
-    try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            rows = [(row["sha256"][:DIGEST_DIGITS], row["split"]) for row in csv.DictReader(opened)]
-    except (OSError, csv.Error, KeyError, TypeError) as error:
-        raise ModelRefused(path=folder.path, reason=f"{SPLITS_FILE} cannot be read ({error!r})") from error
-    # A photo that stands in two splits was learnt from.
-    return dict(sorted(rows, key=lambda row: row[1] in LEARNT_FROM))
 
 
 def select(

@@ -1,7 +1,7 @@
 """Looks training data over: what stops training, what will hurt the model, what is good to know."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from vehclass.records import Task
-from vehclass.training.dataset import Catalogue, Sample
+from vehclass.training.dataset import MISSING, Catalogue, Sample
 from vehclass.training.decoded import Look
 
 FEW_PHOTOS: Final = 20  # of a label: below it nothing can be said of how well it is known
@@ -149,6 +149,23 @@ def _contradict(one: Sample, other: Sample, tasks: Sequence[Task]) -> bool:
     )
 
 
+def learnt_before(rows: Mapping[str, Any], digests: Sequence[str], before: Collection[str]) -> list[Finding]:
+    """Photos that the weights to start from have learnt from: in train they may be, elsewhere they flatter."""
+    count = {split: sum(digests[row] in before for row in some) for split, some in rows.items()}
+    found = []
+    if count["train"]:
+        said = f"{_some(count['train'], 'photo')} that the model to start from has learnt from; they are kept in train"
+        found.append(Finding("note", "learnt_before", count["train"], said))
+    flattering = count["val"] + count["test"]
+    if flattering:
+        said = (
+            f"{_some(flattering, 'photo')} of your val and test that the model to start from has learnt from: "
+            "a leak, which makes figures too good"
+        )
+        found.append(Finding("warning", "leak", flattering, said))
+    return found
+
+
 def split_findings(rows: Mapping[str, Any], catalogue: Catalogue, targets: Any) -> list[Finding]:
     """What the split leaves thin: labels that cannot be learnt or cannot be checked."""
     found = []
@@ -158,6 +175,11 @@ def split_findings(rows: Mapping[str, Any], catalogue: Catalogue, targets: Any) 
             Finding("error", "too_few_photos", count, f"{_some(count, 'photo')} are too few to be split in three")
         )
     for column, task in enumerate(catalogue.tasks):
+        for split, then in (("train", "it cannot be learnt"), ("val", "every answer of it will ask for a look")):
+            if len(rows[split]) and not (targets[rows[split], column] != MISSING).any():
+                severity = "error" if split == "train" else "warning"
+                said = f"{task.name}: no photo in {split} has a label, so {then}"
+                found.append(Finding(severity, f"no_label_in_{split}", 1, said))
         for split, verb in (("train", "learnt"), ("test", "tested")):
             there: Counter[int] = Counter(targets[rows[split], column].tolist())
             gone = [label for number, label in enumerate(task.labels) if not there[number]]

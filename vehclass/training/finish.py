@@ -1,4 +1,4 @@
-"""Turns a trained network into a model folder: prototypes, export, calibration, measurement, documents."""
+"""Turns a trained network into a model folder: novelty, export, calibration, measurement, documents."""
 
 import csv
 import json
@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vehclass import __version__
-from vehclass.errors import DecodeError
-from vehclass.imaging import Pixels, decode
 from vehclass.model.agreement import agreement
 from vehclass.model.export import export_openvino
 from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
-from vehclass.model.network import summary_model, with_novelty
+from vehclass.model.network import stage_means, with_novelty
 from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime
 from vehclass.records import ModelInfo, Task, iso, now
 from vehclass.training import novelty
@@ -31,7 +29,6 @@ from vehclass.training.report import Examined, write_card, write_report
 from vehclass.training.splits import SPLITS_FILE, write_splits
 
 EXPORT_CHECK_ROWS: Final = 512
-MOST_UNLIKE: Final = 1000  # photos of other things that are looked at
 PACKAGES: Final = ("keras", "tensorflow", "openvino", "numpy", "pillow")
 
 
@@ -47,8 +44,8 @@ def finish(
     listener.stage("exporting, calibrating and measuring")
     train, val, test = (dataset.rows[split] for split in ("train", "val", "test"))
     sample = np.random.default_rng(plan.seed).permutation(train)[: novelty.MOST_PHOTOS]
-    features = all_logits(in_full_batches(summary_model(network)), dataset.pixels, np.sort(sample), CPU_BATCH)
-    whole = with_novelty(network, novelty.prototypes(features, plan.seed))
+    features = all_logits(in_full_batches(stage_means(network)), dataset.pixels, np.sort(sample), CPU_BATCH)
+    whole = with_novelty(network, *novelty.whitening(features))
     whole.save(draft / KERAS_FILE)
     export_openvino(draft / KERAS_FILE, draft / OPENVINO_FILE)
 
@@ -72,7 +69,7 @@ def finish(
         "novelty": {
             "limit": limit,
             "kept": round(float((answers[:, -1] <= limit).mean()), 4),
-            "examples": _odd_shares(runtime, answered, limit, material.side, plan),
+            "examples": _odd_shares(runtime, answered, limit, material, plan),
         },
         "metrics": measure(answers, dataset.targets[test], answered, limit),
         "exports": {"openvino": difference},
@@ -83,7 +80,8 @@ def finish(
         "plan": plan.as_saved(),
         "environment": _environment(),
     }
-    write_splits(draft / SPLITS_FILE, material.catalogue.root, dataset.paths, dataset.digests, dataset.rows)
+    root = material.catalogue.root
+    write_splits(draft / SPLITS_FILE, root, dataset.paths, dataset.digests, dataset.rows, material.before)
     examined = Examined(
         tuple(dataset.paths[row] for row in test),
         answers,
@@ -91,7 +89,7 @@ def finish(
         answered,
         limit,
         lambda row: np.asarray(dataset.pixels[test[row]]),
-        material.catalogue.root,
+        root,
     )
 
     def describe(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -111,29 +109,18 @@ def _runtime(plan: Plan, material: Material, draft: Path) -> OpenVinoRuntime:
 
 
 def _odd_shares(
-    runtime: OpenVinoRuntime, tasks: tuple[Task, ...], limit: float, side: int, plan: Plan
+    runtime: OpenVinoRuntime, tasks: tuple[Task, ...], limit: float, material: Material, plan: Plan
 ) -> dict[str, float]:
     """The share of pictures unlike the data which ask for a look in every task, by kind."""
-    kinds = novelty.odd_pictures((side, side), plan.seed)
-    if plan.unlike:
-        kinds |= {plan.unlike.name: _photos_of(plan.unlike, side)}
+    kinds = novelty.odd_pictures((material.side, material.side), plan.seed)
+    if plan.unlike and material.unlike is not None:
+        name = plan.unlike.resolve().name
+        kinds |= {f"{name} (of yours)" if name in kinds else name: material.unlike}
     shares = {}
     for kind, pixels in kinds.items():
-        if len(pixels):
-            logits = all_logits(runtime.logits, pixels, np.arange(len(pixels)), runtime.batch_size)
-            shares[kind] = round(review_share(logits, tasks, limit), 4)
+        logits = all_logits(runtime.logits, pixels, np.arange(len(pixels)), runtime.batch_size)
+        shares[kind] = round(review_share(logits, tasks, limit), 4)
     return shares
-
-
-def _photos_of(folder: Path, side: int) -> Pixels:
-    """The photos of a folder that decode, the first ones by name where there are many."""
-    found = []
-    for file in sorted(file for file in folder.rglob("*") if file.is_file())[:MOST_UNLIKE]:
-        try:
-            found.append(decode(file.read_bytes(), (side, side))[0])
-        except (DecodeError, OSError):
-            continue
-    return np.stack(found) if found else np.zeros((0, side, side, 3), np.uint8)
 
 
 def review_share(logits: NDArray[np.float32], tasks: tuple[Task, ...], limit: float | None) -> float:

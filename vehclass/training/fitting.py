@@ -26,7 +26,7 @@ from vehclass.training.pace import Pace, rate_at
 from vehclass.training.plan import Listener
 
 WEIGHT_DECAY: Final = 0.02
-MOST_HEAD_PHOTOS: Final = 20_000  # more would say the same
+MOST_HEAD_PHOTOS: Final = 10_000  # more would say the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,11 @@ class Recipe:
 
     epochs: int
     heads_first: bool
-    patience: int
+    patience: int | None  # None trains to the end and takes the last epoch
     batch_size: int
     learning_rate: float
     views: Views
+    dropout: float
     label_smoothing: float
     weighted: bool
     task_weights: tuple[float, ...]
@@ -124,7 +125,7 @@ class Fitting:
         recipe, dataset = self._recipe, self._dataset
         if recipe.freeze_statistics:
             networks.freeze_statistics(self._network)
-        model = learner(self._network)
+        model = learner(self._network, recipe.views)
         batches = Batches(
             dataset.pixels,
             dataset.rows["train"],
@@ -163,17 +164,19 @@ class Fitting:
             state.epoch += 1
             # A later epoch was learnt at a lower rate, and on a few hundred photos the difference of two epochs is
             # mostly chance. With the lowest loss alone the epoch taken was one of a quarter of the highest rate.
-            better = row["val_loss"] <= state.best_loss + state.best_error
+            better = recipe.patience is None or row["val_loss"] <= state.best_loss + state.best_error
             if row["val_loss"] < state.best_loss:
                 state.best_loss, state.best_error = row["val_loss"], row["val_loss_error"]
             if better:
                 state.best = state.epoch - 1
+            waited = state.epoch - 1 - max(0, state.best)
+            state.ended = pace.progress(state.step) >= 1 or (recipe.patience is not None and waited >= recipe.patience)
             self._unfinished.save(state, kept, self._network.get_weights() if better else None)
             self._listener.epoch(state.epoch, recipe.epochs, row, self._tasks)
-            return pace.progress(state.step) >= 1 or state.epoch - 1 - max(0, state.best) >= recipe.patience
+            return state.ended
 
         # Where a training was killed after its last epoch, nothing is left to fit.
-        if state.epoch < recipe.epochs and pace.progress(state.step) < 1:
+        if not state.ended and state.epoch < recipe.epochs and pace.progress(state.step) < 1:
             between = BetweenSteps(before_step, after_step, after_epoch)
             model.fit(
                 batches,
@@ -217,8 +220,8 @@ def validation(
 ) -> tuple[float, float, dict[str, float]]:
     """The weighted sum over tasks of the mean negative log-likelihood, its standard error, and each task's accuracy.
 
-    `logits` are raw [n, labels of all tasks]. The likelihood is the calibrated one, since that is what leaves vehclass: smoothed labels and blended photos make
-    a network timid, which says nothing against it.
+    `logits` are raw [n, labels of all tasks]. The likelihood is the calibrated one, since that is what leaves
+    vehclass: smoothed labels and blended photos make a network timid, which says nothing against it.
     """
     total, variance, right = 0.0, 0.0, {}
     for weight, (task, own, truth) in zip(weights, per_task(logits, targets, tasks), strict=True):

@@ -1,4 +1,4 @@
-"""Tells photos unlike all that a network learnt from: prototypes of the training photos' features, and a limit."""
+"""Tells photos unlike all that a network learnt from: how its features go together in the training photos, and a limit."""
 
 from typing import Final
 
@@ -7,37 +7,34 @@ from numpy.typing import NDArray
 
 from vehclass.imaging import Pixels
 
-PROTOTYPES: Final = 128
-ROUNDS: Final = 15
+MOST_NUMBERS: Final = 384  # of the features that are looked at, evenly picked from all
+LEAST_SHRINKAGE: Final = 0.02
 MOST_PHOTOS: Final = 20_000  # more would say the same
 KEPT: Final = 0.98  # of the validation photos are within the limit
 
 
-def prototypes(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """The centres [features, k] of the training photos' features [n, features], as unit vectors.
+def whitening(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Kernel [features, k] and bias [k] of the linear map that makes the training photos' features alike in all directions.
 
-    Spherical k-means (Dhillon and Modha, 2001): features count by direction, which the network's depth of contrast
-    does not change.
+    The squared length of what comes out for `features` [n, features] is their squared Mahalanobis distance over k: at
+    most 1 for a training photo on average, more for one whose features go together in a way that theirs do not. After Lee
+    et al., 'A simple unified framework for detecting out-of-distribution samples' (2018), with one centre for all
+    labels. Correlations are shrunk towards none, the more the fewer photos they were seen on.
     """
-    rng = np.random.default_rng(seed)
-    photos = _unit(features)
-    if len(photos) > MOST_PHOTOS:
-        photos = photos[rng.choice(len(photos), MOST_PHOTOS, replace=False)]
-    count = max(1, min(PROTOTYPES, len(photos) // 4))
-    centres = photos[rng.choice(len(photos), count, replace=False)]
-    for _ in range(ROUNDS):
-        nearest = (photos @ centres.T).argmax(axis=1)
-        sums = np.zeros_like(centres)
-        np.add.at(sums, nearest, photos)
-        empty = np.bincount(nearest, minlength=count) == 0
-        sums[empty] = photos[rng.choice(len(photos), int(empty.sum()))]
-        centres = _unit(sums)
-    return centres.T.astype(np.float32)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
+    count = features.shape[1]
+    picked = np.unique(np.linspace(0, count - 1, min(count, MOST_NUMBERS)).round().astype(int))
+    some = features[:, picked].astype(np.float64)
+    mean, spread = some.mean(axis=0), some.std(axis=0)
+    # What hardly ever differs among the training photos would make noise of the arithmetic count.
+    spread = np.maximum(spread, 1e-3 * max(float(spread.mean()), 1e-6))
+    even = (some - mean) / spread
+    share = max(LEAST_SHRINKAGE, len(picked) / (len(picked) + len(even)))
+    correlation = (1 - share) * (even.T @ even) / len(even) + share * np.eye(len(picked))
+    values, directions = np.linalg.eigh(correlation)
+    own = directions / np.sqrt(values * len(picked)) / spread[:, None]
+    kernel = np.zeros((count, len(picked)))
+    kernel[picked] = own
+    return kernel.astype(np.float32), (-mean @ own).astype(np.float32)
 
 
 def limit(novelty: NDArray[np.float32]) -> float:

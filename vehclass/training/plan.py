@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vehclass.records import Task
 
 if TYPE_CHECKING:
+    from vehclass.imaging import Pixels
     from vehclass.training.dataset import Catalogue
     from vehclass.training.decoded import Dataset
     from vehclass.training.findings import Finding
@@ -44,6 +45,7 @@ class Plan:
     resume: bool = False
     strict: bool = False
     unlike: Path | None = None
+    note: str | None = None  # what the card and the report say first of where care is due
 
     def as_saved(self) -> dict[str, Any]:
         """The plan as the model keeps it: without what only concerns this machine, or this start."""
@@ -61,6 +63,8 @@ class Material:
     dataset: "Dataset"
     side: int
     findings: "tuple[Finding, ...]"
+    unlike: "Pixels | None"  # photos of other things, to see how many of them ask for a look
+    before: frozenset[str]  # digests of what the weights to start from have learnt from
 
 
 class Listener:

@@ -59,11 +59,10 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
     """Where the model's own figures and data call for care."""
     data = facts.get("data") or {}
     said = []
-    if data.get("drawn") or (facts.get("plan") or {}).get("drawn"):
-        said.append(
-            "It was made with drawn pictures. Drawn photos are not the world: on real ones its answers mean nothing."
-        )
-    test = data.get("photos", {}).get("test")
+    note = (facts.get("plan") or {}).get("note")
+    if note:
+        said.append(note)
+    test = (facts.get("evaluated") or {}).get("photos", data.get("photos", {}).get("test"))
     if test is not None and test < FEW_TEST_PHOTOS:
         said.append(f"Only {test:,} photos were left to test with: every figure here is rough.")
     if data.get("left_out"):
