@@ -381,18 +381,6 @@ class TestViews:
         assert 0.03 < grey.mean() < 0.16
         assert not seen(self.still, black).any()
 
-    def test_a_path_of_the_small_network_sees_dusk_as_noon(self) -> None:
-        import keras
-
-        from vehclass.model.network import build
-
-        network = build("small", (28, 28), COLOURS)
-        evened = next(layer for layer in network.layers if isinstance(layer, keras.layers.LayerNormalization))
-        look = keras.Model(network.input, evened.output)
-        noon, dusk = (np.asarray(look.predict_on_batch(photos)) for photos in (self.photos // 4 * 4, self.photos // 4))
-        assert dusk == pytest.approx(noon, abs=0.1)
-        assert np.abs(noon).mean() > 0.5
-
 
 class TestNovelty:
     """What is unlike the photos that were learnt from."""

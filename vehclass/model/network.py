@@ -133,9 +133,8 @@ def _residual(stem: int, widths: tuple[int, int, int]) -> Callable[[Any, str | N
 
     Its summary is the mean and the maximum over the picture: the mean says what it is, the maximum finds a scratch.
     Beside it stand means of an early layer over a coarse grid, which know where things are: that tells makes apart
-    that are seen from one side, of which there are few photos each. Each picture is seen twice: as it is, and
-    brought to one mean and one spread, which is the same at dusk as at noon. Small inputs are shrunk less, so that the
-    last layers still see a picture.
+    that are seen from one side, of which there are few photos each. Small inputs are shrunk less, so that the last
+    layers still see a picture.
     """
 
     def conv(x: Any, filters: int, stride: int = 1, *, size: int = 3, activation: str | None = None) -> Any:
@@ -147,9 +146,7 @@ def _residual(stem: int, widths: tuple[int, int, int]) -> Callable[[Any, str | N
         side = min(pixels.shape[1:3])
         strides = (2, 2, 2, 2) if side >= 80 else (2, 1, 2, 2) if side >= 40 else (1, 2, 2, 1)
         x = layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
-        even = layers.LayerNormalization((1, 2, 3), epsilon=1e-4, center=False, scale=False, dtype="float32")
-        evened = even(x)
-        x = conv(layers.Concatenate()([x, evened]), stem, strides[0], activation="relu")
+        x = conv(x, stem, strides[0], activation="relu")
         stages = []
         for filters, stride in zip(widths, strides[1:], strict=True):
             kept = layers.AveragePooling2D(2, padding="same")(x) if stride == 2 else x

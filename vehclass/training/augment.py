@@ -27,7 +27,7 @@ class Views:
     zoom: float = 0.12
     stretch: float = 0.08
     degrees: float = 4.0
-    exposed: float = 0.3  # at dusk, in a garage, against the light: darker or lighter by far
+    exposed: float = 0.0  # at dusk, in a garage, against the light: darker or lighter by far
     brightness: float = 0.15
     contrast: float = 0.2
     saturation: float = 0.3
