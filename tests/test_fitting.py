@@ -325,11 +325,11 @@ def test_a_weights_file_of_a_published_network_is_what_it_starts_from(tmp_path: 
 def test_weights_that_cannot_be_had(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     """Behind a proxy that nobody listens at, as on a machine without the network."""
     answer = vehclass(
-        "train", coloured, "--out", "m", "--backbone", "mobilenet_v3_small", "--weights", "imagenet", *QUICK,
+        "train", coloured, "--out", "m", "--weights", "imagenet", *QUICK,
         HOME=str(tmp_path / "home"), https_proxy="http://127.0.0.1:9", timeout=200,
     )  # fmt: skip
     assert answer.code == 2, answer.err
-    assert "cannot be downloaded from here" in answer.err
+    assert "weights of mobilenet_v3_small are not on this machine and cannot be downloaded from here" in answer.err
     assert list(tmp_path.glob("m")) + list(tmp_path.glob(".m*")) == []
 
 

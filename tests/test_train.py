@@ -399,7 +399,9 @@ def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, vehclass: Calla
         (["--time-limit", "soon"], "such as 30m"),
         (["--unlike", "words"], "No photo in words can be decoded"),
         (["--task", "loss"], "a task called 'loss'"),
-        (["--weights", "words/note.txt"], "Name their backbone with --backbone"),
+        (["--weights", "words/note.txt"], "cannot be used for small"),
+        (["--weights", "words/note.txt", "--preset", "best"], "cannot be used for medium"),
+        (["--weights", "words/note.txt", "--preset", "best", "--time-limit", "5m"], "cannot be used for small"),
         (["--backbone", "resnet50", "--input-size", "16"], "at least 32"),
         (["--preset", "perfect"], "choose one of quick, balanced, best"),
     ):

@@ -195,8 +195,9 @@ def train(
         raise UsageError(
             reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
         )
+    backbone = backbone or _backbone_of(weights) or ("medium" if preset == "best" and not time_limit else "small")
     for what, given, allowed in (
-        ("backbone", backbone or "small", BACKBONES),
+        ("backbone", backbone, BACKBONES),
         ("preset", preset, PRESETS),
         ("augmentation", augment or "vehicle", AUGMENTATIONS),
         ("--class-weights", class_weights, ("auto", "on", "off")),
@@ -206,14 +207,13 @@ def train(
             raise UsageError(reason=f"There is no {what} {given!r}; choose one of {', '.join(allowed)}.")
     if unlike is not None and not unlike.is_dir():
         raise UsageError(reason=f"There is no folder {unlike}; name one with --unlike, or leave it out.")
-    usual = _backbone_of(weights) or ("medium" if preset == "best" and not time_limit else "small")
-    _refuse_what_cannot_fit(backbone or usual, weights, input_size)
+    _refuse_what_cannot_fit(backbone, weights, input_size)
     plan = Plan(
         data=data,
         out=out,
         task_name=task,
         preset=preset,
-        backbone=backbone or usual,
+        backbone=backbone,
         weights=weights,
         input_side=input_size,
         epochs=epochs,
@@ -243,7 +243,8 @@ def train(
         with show.status(quiet=as_json) as status:
             folder = fit(plan, _screen(status, quiet=as_json))
     except Interrupted as stopped:
-        if Unfinished(out, {}).last_kept == before:
+        kept = Unfinished(out, {}).last_kept
+        if kept is None or (kept == before and not resume):
             raise
         raise Interrupted(signal.Signals(stopped.exit_code - 128), KEPT) from None
     except Exception as error:

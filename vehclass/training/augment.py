@@ -48,7 +48,6 @@ PRESETS: Final = {
         zoom=0.0,
         stretch=0.0,
         degrees=0.0,
-        exposed=0.0,
         brightness=0.08,
         contrast=0.1,
         saturation=0.1,
