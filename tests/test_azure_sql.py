@@ -219,13 +219,13 @@ class TestRepeated:
         is_saved_once(bench)
 
     def test_a_lock_on_the_tables_that_somebody_keeps(self, bench: Bench) -> None:
-        bench.engine._made = False
+        bench.engine._made = 0
         bench.trouble("lock_migration", Rows(("got",), [(-1,)]), Rows(("got",), [(-1,)]))
         before = len(bench.server.logins)
         bench.store._db.open(create=True)  # type: ignore[attr-defined]
         assert len(bench.clock.slept) == 2
         assert len(bench.server.logins) == before + 2  # no transaction is begun inside of one that was left
-        assert bench.store._db.schema_version == 1
+        assert bench.store._db.schema_version == 2
 
     def test_an_answer_behind_a_message_is_found(self, bench: Bench) -> None:
         """As sp_getapplock's -1 comes when its time is up."""
@@ -310,7 +310,7 @@ class TestFailsAtOnce:
 
     def test_tables_that_this_user_may_not_make(self, bench: Bench) -> None:
         url = f"mssql://sa:secret@127.0.0.1:{bench.server.port}/db?encrypt=no"
-        bench.engine._made = False
+        bench.engine._made = 0
         bench.always("migration", Error(262, "CREATE TABLE permission denied in database 'db'."))
         with pytest.raises(StoreAccessDenied, match=r"administrator.*store init --store mssql://127.0.0.1"):
             open_store(url, create=True, options=StoreOptions(wait=5))

@@ -56,6 +56,7 @@ def test_a_first_night_and_a_second(vehclass: Vehclass, uploads: Path, tmp_path:
     second = batch(vehclass, uploads, "--json")
     assert second.code == 0
     assert (second.json["listed"], second.json["new"], second.json["classified"]) == (32, 0, 0)
+    assert (first.json["asked"], second.json["asked"]) == (32, 0)
 
     said = batch(vehclass, uploads)
     assert said.code == 0
@@ -102,6 +103,37 @@ def test_a_replaced_photo_is_new_again(vehclass: Vehclass, uploads: Path, tmp_pa
     assert len(rows) == 3
     assert len(set(rows)) == 1
     assert len(table(tmp_path, FAILURES)) == 6
+
+
+def test_the_store_is_asked_about_what_changed_only(vehclass: Vehclass, uploads: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> tuple[int, int, int]:
+        answer = batch(vehclass, uploads, "--json", *words)
+        return answer.json["listed"], answer.json["asked"], answer.json["new"]
+
+    assert run("--limit", "3") == (32, 32, 3)
+    assert run() == (32, 32, 29)
+    assert run() == (32, 0, 0)
+    assert run("--full") == (32, 32, 0)
+    shutil.copy(uploads / "photos/000003.jpg", uploads / "photos/new.jpg")
+    assert run() == (33, 1, 1)
+    old = uploads / "photos/an_old_one.jpg"
+    shutil.copy(uploads / "photos/000003.jpg", old)
+    os.utime(old, (1e9, 1e9))
+    assert run()[2] == 1
+    with sqlite3.connect(tmp_path / "r.db") as store:
+        store.execute(
+            "DELETE FROM outcome WHERE image_seq IN (SELECT image_seq FROM image WHERE name = 'photos/new.jpg')"
+        )
+    store.close()
+    assert run() == (34, 34, 1)
+
+
+def test_several_prefixes_side_by_side(vehclass: Vehclass, uploads: Path) -> None:
+    words = ("--prefix", "photos/00000", "--prefix", "photos/00001", "--prefix", "photos/000011")
+    first = batch(vehclass, uploads, *words, "--json").json
+    assert (first["listed"], first["new"], first["classified"]) == (20, 20, 20)
+    second = batch(vehclass, uploads, *words[2:4], *words[:2], "--json").json
+    assert (second["listed"], second["asked"]) == (20, 0)
 
 
 def test_quarantined_ones_come_back_when_asked_for(vehclass: Vehclass, uploads: Path, tmp_path: Path) -> None:

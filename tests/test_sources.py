@@ -239,8 +239,7 @@ class TestBlob:
         for number in range(25):
             client.upload_blob(f"{number:03d}", b"x")
         source: Any = open_source("many", BlobOptions(connection_string=azurite.connection_string))
-        listed = source._client.list_blobs
-        monkeypatch.setattr(source._client, "list_blobs", lambda **more: listed(**{**more, "results_per_page": 10}))
+        monkeypatch.setattr("vehclass.sources.blob.PAGE", 10)
         pages = [[ref.name for ref in page] for page in source.pages("")]
         assert [len(page) for page in pages] == [10, 10, 5]
         assert sum(pages, []) == [f"{n:03d}" for n in range(25)]

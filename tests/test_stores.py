@@ -33,6 +33,8 @@ from vehclass.records import (
 )
 from vehclass.stores import Store, open_store
 from vehclass.stores.options import StoreOptions
+from vehclass.stores.queries import migrations
+from vehclass.stores.sqlite import APPLICATION_ID
 
 CONDITION = Task("condition", ("clean", "damaged", "dirty"), threshold=0.6)
 VIEW = Task("view", ("exterior", "interior"))
@@ -115,7 +117,7 @@ def empty_sql_server(string: str) -> None:
     connection = pyodbc.connect(string, autocommit=True)
     for view in ("image_prediction", "image_probability", "image_failure"):
         connection.execute(f"DROP VIEW IF EXISTS dbo.{view}")
-    tables = ("prediction", "probability", "outcome", "label", "task", "model", "[image]", "run", "lease")
+    tables = ("prediction", "probability", "outcome", "label", "task", "model", "[image]", "run", "lease", "mark")
     for table in (*tables, "schema_migration"):
         connection.execute(f"DROP TABLE IF EXISTS dbo.{table}")
     connection.close()
@@ -349,6 +351,22 @@ class TestLeases:
             store.renew_lease(late, 60)
         assert rows(store, "predictions") == []
 
+    def test_a_mark_is_kept_for_the_next_run(self, store: Store) -> None:
+        first = begin(store, "run-1")
+        assert store.mark("0" * 32) is None
+        store.leave_mark("0" * 32, "one", first)
+        store.leave_mark("f" * 32, "another's", first)
+        long = "done " * 180_000  # as after a night of hundreds of millions
+        store.leave_mark("0" * 32, long, first)
+        assert (store.mark("0" * 32), store.mark("f" * 32)) == (long, "another's")
+
+    def test_who_wakes_up_late_leaves_no_mark(self, store: Store) -> None:
+        late = begin(store, "run-1")
+        begin(store, "run-2")
+        with pytest.raises(LeaseLost):
+            store.leave_mark("0" * 32, "late", late)
+        assert store.mark("0" * 32) is None
+
     def test_threads_share_a_store(self, store: Store, ticket: RunTicket) -> None:
         def work(lane: int) -> None:
             for n in range(20):
@@ -399,6 +417,37 @@ def test_two_writers_on_the_same_images(kind: str, request: pytest.FixtureReques
 class TestSqliteFile:
     """What can be wrong with a file."""
 
+    def test_rows_that_a_person_deletes_are_new_again(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path / "r.db"), create=True)
+        ticket = begin(store, "run-1")
+        store.save([classified("a"), classified("b")], MODEL, ticket, max_attempts=3)
+        store.leave_mark("0" * 32, "all done", ticket)
+        store.save([classified("b", etag="2")], MODEL, ticket, max_attempts=3)
+        assert store.mark("0" * 32) == "all done"
+        with sqlite3.connect(tmp_path / "r.db") as plain:
+            plain.execute("DELETE FROM outcome WHERE image_seq = 1")
+        plain.close()
+        assert store.mark("0" * 32) is None
+        store.close()
+
+    def test_a_store_of_an_earlier_version_is_brought_up_to_date(self, tmp_path: Path) -> None:
+        with sqlite3.connect(tmp_path / "r.db", isolation_level=None) as plain:
+            number, name, text = migrations("sqlite")[0]
+            plain.execute("CREATE TABLE schema_migration (version INTEGER PRIMARY KEY, name TEXT, applied_at TEXT)")
+            plain.execute("INSERT INTO schema_migration VALUES (?, ?, '2026-11-20')", (number, name))
+            plain.executescript(text)
+            plain.execute(f"PRAGMA user_version = {number}")
+            plain.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        plain.close()
+        store = open_store(str(tmp_path / "r.db"))
+        assert (store.check()["schema_version"], store.mark("0" * 32)) == (1, None)
+        store.close()
+        store = open_store(str(tmp_path / "r.db"), create=True)
+        assert store.check()["schema_version"] == migrations("sqlite")[-1][0]
+        store.leave_mark("0" * 32, "all done", begin(store, "run-1"))
+        assert store.mark("0" * 32) == "all done"
+        store.close()
+
     def test_the_tables_a_person_queries(self, tmp_path: Path) -> None:
         store = open_store(str(tmp_path / "r.db"), create=True)
         store.save([classified("a"), failed("b", TRUNCATED)], MODEL, begin(store, "run-1"), max_attempts=3)
@@ -411,7 +460,7 @@ class TestSqliteFile:
             assert plain.execute("SELECT count(*) FROM image_prediction").fetchone() == (2,)
             assert plain.execute("SELECT name, code FROM image_failure").fetchall() == [("b", "truncated")]
             assert plain.execute("SELECT count(*) FROM image").fetchone() == (2,)
-            assert plain.execute("SELECT version FROM schema_migration").fetchall() == [(1,)]
+            assert plain.execute("SELECT version FROM schema_migration").fetchall() == [(1,), (2,)]
             plan = plain.execute(
                 "EXPLAIN QUERY PLAN SELECT name FROM image_probability WHERE label = 'damaged' AND probability > 0.7"
             ).fetchall()

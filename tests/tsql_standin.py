@@ -35,7 +35,7 @@ class Engine:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._made = False  # as far as the client can tell
+        self._made = 0  # the last migration, as far as the client can tell
         ours.SqliteDatabase(path, create=True).close()
         self._connections: dict[int, sqlite3.Connection] = {}
         self._guard = threading.Lock()
@@ -55,11 +55,12 @@ class Engine:
     def run(self, name: str, request: Request) -> Reply:
         match name:
             case "schema_version":
-                return Rows(("version",), [(int(self._made),)])
+                return Rows(("version",), [(self._made,)])
             case "lock_migration":
                 return Rows(("got",), [(0,)])
             case "migration":
-                self._made = self._made or "INSERT INTO dbo.schema_migration" in request.sql
+                recorded = re.search(r"INSERT INTO dbo.schema_migration.*\nSELECT (\d+)", request.sql)
+                self._made = int(recorded[1]) if recorded else self._made
                 return Done()
             case "missing_rights":
                 return Rows(("name", "permission"), [])

@@ -1,5 +1,5 @@
 -- The least that a nightly run needs, for a contained user of this database; run it as an administrator
--- after 0001_results.sql. Replace vehclass-night by the name of the managed identity (or app registration)
+-- after the numbered files. Replace vehclass-night by the name of the managed identity (or app registration)
 -- that runs `vehclass classify-batch`. It may neither change the schema nor drop anything. On a SQL Server without
 -- Entra ID, write CREATE USER [vehclass-night] FOR LOGIN [...] instead.
 CREATE USER [vehclass-night] FROM EXTERNAL PROVIDER;
@@ -14,6 +14,7 @@ GRANT SELECT, INSERT, DELETE ON dbo.prediction TO [vehclass-night];
 GRANT SELECT, INSERT, DELETE ON dbo.probability TO [vehclass-night];
 GRANT SELECT, INSERT, UPDATE ON dbo.run TO [vehclass-night];
 GRANT SELECT, INSERT, UPDATE ON dbo.lease TO [vehclass-night];
+GRANT SELECT, INSERT, UPDATE ON dbo.mark TO [vehclass-night];
 GRANT SELECT ON dbo.schema_migration TO [vehclass-night];
 GO
 

@@ -307,6 +307,16 @@ SELECT @@ROWCOUNT AS changed;
 UPDATE dbo.lease SET run_id = NULL
 WHERE lease_id = HASHBYTES('SHA2_256', @lease_key) AND fence = @fence AND run_id = @run_id;
 
+-- name: read_mark
+-- parameters: @mark_key CHAR(32)
+SELECT mark FROM dbo.mark WHERE mark_key = @mark_key;
+
+-- name: leave_mark
+-- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @now CHAR(24)
+UPDATE dbo.mark WITH (UPDLOCK, HOLDLOCK) SET mark = @mark, left_at = @now WHERE mark_key = @mark_key;
+IF @@ROWCOUNT = 0
+  INSERT INTO dbo.mark (mark_key, mark, left_at) VALUES (@mark_key, @mark, @now);
+
 -- name: count_outcomes
 -- parameters: @run_id NVARCHAR(64)
 SELECT status, COUNT_BIG(*) AS images FROM dbo.outcome WHERE run_id = @run_id GROUP BY status;

@@ -132,6 +132,13 @@ WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 -- name: free_lease
 UPDATE lease SET run_id = NULL WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 
+-- name: read_mark
+SELECT mark FROM mark WHERE mark_key = :mark_key;
+
+-- name: leave_mark
+INSERT INTO mark (mark_key, mark, left_at) VALUES (:mark_key, :mark, :now)
+ON CONFLICT (mark_key) DO UPDATE SET mark = excluded.mark, left_at = excluded.left_at;
+
 -- name: count_outcomes
 SELECT status, count(*) FROM outcome WHERE run_id = :run_id GROUP BY status;
 

@@ -12,12 +12,19 @@ _ENDED: Final = object()
 _LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
 
 
-def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:  # noqa: C901  (one protocol, easier to check in one place)
+def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:
     """`work(item)` for each item on `lanes` threads; results as they come, in no promised order.
 
+    With one lane it is a prefetch; the rest is as in `spread`.
+    """
+    return spread(lambda item: (work(item),), items, lanes, buffer, name)
+
+
+def spread(work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:  # noqa: C901  (one protocol, easier to check in one place)
+    """All results of `work(item)` for each item, on `lanes` threads, as they come, in no promised order.
+
     At most `lanes + buffer` results are held at a time, so memory does not grow with the items: a consumer
-    that is slow makes the lanes wait, and items are only pulled by a lane that is free. With one lane it
-    is a prefetch. An exception, of `work` or of `items`, stops the pulling; what the other lanes have in
+    that is slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`, stops the pulling; what the other lanes have in
     hand is still delivered, then the exception is raised. A consumer that leaves early ends the lanes.
     """
     results: queue.Queue[object] = queue.Queue(buffer)
@@ -42,7 +49,10 @@ def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int
                     item = _ENDED if closed.is_set() else next(source, _ENDED)
                 if item is _ENDED:
                     break
-                deliver(work(item))  # type: ignore[arg-type]  # an item, since it is not the end
+                for result in work(item):  # type: ignore[arg-type]  # an item, since it is not the end
+                    deliver(result)
+                    if abandoned.is_set():
+                        break
         except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
             closed.set()
             errors.append(error)

@@ -5,21 +5,25 @@ with one or the other, and a GPU is fed by whichever lane is ready. One photo in
 """
 
 import fnmatch
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import blake2b
 from signal import SIGINT, Signals
 from typing import Final
 
 import numpy as np
 
-from vehclass.batch.flow import Allowance, batched, gathered, in_lanes
+from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
+from vehclass.batch.listing import Listing, read_mark
 from vehclass.batch.ports import Classifier, Decode, Source, Store
 from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
-from vehclass.records import Failure, ImageFacts, ImageRef, Outcome, RunTicket
+from vehclass.records import Failure, ImageFacts, ImageRef, ModelInfo, Outcome, RunTicket, now
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
+LISTINGS: Final = 8  # prefixes that are listed side by side
 BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
 FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
@@ -29,11 +33,12 @@ FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means any
 class Job:
     """Which images a run is about, and when it should stop."""
 
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ("",)  # none of which begins another
     include: tuple[str, ...] = ()
     since: datetime | None = None
     limit: int | None = None
     retry_failed: bool = False
+    full: bool = False  # ask the store about every name, whatever an earlier run left
     max_failure_rate: float = 0.5
     max_attempts: int = 3
     max_bytes: int = 200_000_000
@@ -45,14 +50,23 @@ class Job:
             return False
         return not self.include or any(fnmatch.fnmatchcase(ref.name, pattern) for pattern in self.include)
 
+    def mark_key(self, source: str, model: ModelInfo) -> str | None:
+        """Under what a run of this leaves its mark; None where it does not look at every name."""
+        if self.since is not None:
+            return None
+        asked = json.dumps([source, model.version, sorted(self.prefixes), sorted(self.include)])
+        return blake2b(asked.encode(), digest_size=16).hexdigest()
+
 
 @dataclass(slots=True)
 class Progress:
     """How far a run is, for those who watch; the counts that last are the store's."""
 
     listed: int = 0
+    asked: int = 0  # of those listed, how many the store had to be asked about
     new: int = 0
     listing_done: bool = False
+    accounted: bool = False  # every name was listed, and none was left out by a limit or a stop
     done: int = 0
     failed: int = 0
     bytes_new: int = 0
@@ -93,28 +107,51 @@ def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> Non
     Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved stays saved.
     """
     model, progress = hands.classifier.info, watch.progress
-    ready = outcomes_of(job, hands, new_images(job, hands, watch), watch)
+    listing = begin_listing(job, hands)
+    ready = outcomes_of(job, hands, new_images(job, hands, listing, watch), watch)
     for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
         hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
         progress.done += len(outcomes)
         progress.failed += sum(one.failure is not None for one in outcomes)
+        for one in outcomes:
+            if one.failure is not None and not one.failure.permanent:
+                listing.try_again(one.ref)
         watch.tell(progress)
         if progress.done >= FAILURES_COUNT_FROM and progress.failed > job.max_failure_rate * progress.done:
             raise TooManyFailures(
                 failed=progress.failed, done=progress.done, allowed=job.max_failure_rate, run_id=ticket.run_id
             )
+    key, mark = job.mark_key(hands.source.url, model), listing.mark()
+    if progress.accounted and not watch.stop.is_set() and key is not None and mark is not None:
+        hands.store.leave_mark(key, mark.as_text(), ticket)
 
 
-def new_images(job: Job, hands: Hands, watch: Watch) -> Iterator[ImageRef]:
+def begin_listing(job: Job, hands: Hands) -> Listing:
+    """A walk over the source's listing that starts from what the last complete run of this job left."""
+    key = job.mark_key(hands.source.url, hands.classifier.info)
+    all_of_them = key is None or job.full or job.retry_failed
+    return Listing(None if all_of_them or key is None else read_mark(hands.store.mark(key)), now())
+
+
+def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterator[ImageRef]:
     """The images to classify, page by page, with the listing running a little ahead."""
-    progress = watch.progress
+    progress, counting = watch.progress, threading.Lock()
 
-    def ask(page: list[ImageRef]) -> list[ImageRef]:
-        wanted = [ref for ref in page if job.wants(ref)]
-        progress.listed += len(wanted)
-        return hands.store.unseen(wanted, hands.classifier.info, retry_failed=job.retry_failed) if wanted else []
+    def wanted(prefix: str) -> Iterator[list[ImageRef]]:
+        for page in hands.source.pages(prefix):
+            chosen = [ref for ref in page if job.wants(ref)]
+            with counting:
+                progress.listed += len(chosen)
+            yield chosen
 
-    for page in in_lanes(ask, hands.source.pages(job.prefix), 1, PAGES_AHEAD, "list"):
+    def unseen(prefix: str) -> Iterator[list[ImageRef]]:
+        for refs in listing.to_ask(wanted(prefix)):
+            with counting:
+                progress.asked += len(refs)
+            if refs:
+                yield hands.store.unseen(refs, hands.classifier.info, retry_failed=job.retry_failed)
+
+    for page in spread(unseen, job.prefixes, min(LISTINGS, len(job.prefixes)), PAGES_AHEAD, "list"):
         room = len(page) if job.limit is None else job.limit - progress.new
         taken = page[:room]
         progress.new += len(taken)
@@ -128,6 +165,8 @@ def new_images(job: Job, hands: Hands, watch: Watch) -> Iterator[ImageRef]:
             break
         if watch.stop.is_set():
             return
+    else:
+        progress.accounted = True
     progress.listing_done = True
     watch.tell(progress)
 
@@ -203,7 +242,7 @@ def as_failure(error: ImageError) -> Failure:
 def count_new(job: Job, hands: Hands, watch: Watch) -> list[ImageRef]:
     """For a dry run: counts all that is new, and returns the first few to try the speed on."""
     first: list[ImageRef] = []
-    for ref in new_images(job, hands, watch):
+    for ref in new_images(job, hands, begin_listing(job, hands), watch):
         if len(first) < 2 * hands.classifier.batch_size:
             first.append(ref)
     return first

@@ -87,3 +87,11 @@ class Store(Protocol):
     def counts(self, run_id: str) -> Counts:
         """What a run has finished so far, as the store has it."""
         ...
+
+    def mark(self, key: str) -> str | None:
+        """What the last complete run of a job left under its key; None when there is nothing."""
+        ...
+
+    def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
+        """Leaves that for the next run; raises LeaseLost."""
+        ...

@@ -39,11 +39,12 @@ def classify_batch(
     model: options.Model = None,
     store: options.Store = None,
     prefix: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Only names that begin so, below the prefix of a container's URL, if it has one.", show_default=False
+            help="Only names that begin so, below the prefix of a container's URL, if it has one; may be repeated, and is then listed side by side.",
+            show_default=False,
         ),
-    ] = "",
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(help="Only names like this, such as '*.jpg'; may be repeated.", show_default=False),
@@ -54,6 +55,10 @@ def classify_batch(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many new images.", show_default=False)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined images again, too.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Ask the store about every name, also where an earlier run was done with them."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much is new and how long it would take; write nothing.")
     ] = False,
@@ -107,11 +112,12 @@ def classify_batch(
     from vehclass.batch.pipeline import Job, Watch
 
     job = Job(
-        prefix=prefix,
+        prefixes=_apart(prefix or [""]),
         include=tuple(include or ()),
         since=options.moment(since, "--since"),
         limit=limit,
         retry_failed=retry_failed,
+        full=full,
         max_failure_rate=settings.max_failure_rate,
         max_attempts=settings.max_attempts,
         max_bytes=settings.max_bytes,
@@ -126,12 +132,12 @@ def classify_batch(
 
         asked = {
             "container": hands.source.url,
-            "prefix": prefix,
+            "prefix": job.prefixes,
             "include": job.include,
             "since": since,
             "limit": limit,
         }
-        record = json.dumps({**asked, "retry_failed": retry_failed, **_settings_of_a_run(settings)})
+        record = json.dumps({**asked, "retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)})
         watch = Watch()
         with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
             watch.tell = tell
@@ -141,6 +147,15 @@ def classify_batch(
         else:
             _summary(wired, watch, finished, time.monotonic() - began, top_k)
     raise typer.Exit(int(finished.exit_code))
+
+
+def _apart(prefixes: list[str]) -> tuple[str, ...]:
+    """The prefixes without those that begin with another, whose names that one has already."""
+    kept: list[str] = []
+    for prefix in sorted(prefixes):
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
+    return tuple(kept)
 
 
 @contextmanager
@@ -258,6 +273,7 @@ def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: fl
         "store": hands.store.url,
         "device": wired.device,
         "listed": watch.progress.listed,
+        "asked": watch.progress.asked,
         "new": watch.progress.new,
         "classified": counts.classified,
         "failed": counts.failed,

@@ -3,18 +3,20 @@
 import hashlib
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, ResourceModifiedError
+from azure.core.exceptions import AzureError
 
 from vehclass.azure_storage.containers import Container
+from vehclass.azure_storage.get import get, list_page
 from vehclass.azure_storage.patience import code_of, patiently, status_of
 from vehclass.errors import ReadError, VehclassError
 from vehclass.records import ImageRef, image_id
 
+PAGE: Final = 5_000  # names, the most that the service lists at a time
 LOOK_LASTS: Final = 5.0  # for so long one look at the service counts for all readers
 
 
@@ -40,40 +42,24 @@ class BlobSource:
 
     def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""
-        token: str | None = None
+        marker = ""
         while True:
-            found, token = self._container.ask(partial(self._page, prefix, token))
-            yield [self._ref(blob) for blob in found]
-            if not token:
+            found, marker = self._container.ask(partial(list_page, self._client, self._prefix + prefix, marker, PAGE))
+            yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in found]
+            if not marker:
                 return
-
-    def _page(self, prefix: str, token: str | None) -> tuple[list[Any], str | None]:
-        # A new iterator a page: one that failed half-way could not be asked again.
-        pages = self._client.list_blobs(
-            name_starts_with=(self._prefix + prefix) or None, results_per_page=5_000
-        ).by_page(token)
-        found = list(next(pages, ()))
-        return found, getattr(pages, "continuation_token", None)
-
-    def _ref(self, blob: Any) -> ImageRef:
-        return ImageRef(
-            image_id(self.url, blob.name), self.url, blob.name, blob.etag.strip('"'), blob.size, blob.last_modified
-        )
 
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
         try:
             return patiently(partial(self._download, ref))
-        except ResourceModifiedError as error:
-            # Some services say so of a blob that is gone, too.
-            if self._is_there(ref):
-                raise ReadError("replaced", "It was replaced after it was listed; the next run takes it up.") from error
-            raise ReadError("vanished", "It was deleted after it was listed.") from error
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
         except AzureError as error:
             code = code_of(error)
-            if code == "BlobNotFound":
+            if status_of(error) == 412 and self._is_there(ref):
+                raise ReadError("replaced", "It was replaced after it was listed; the next run takes it up.") from error
+            if status_of(error) == 412 or code == "BlobNotFound":  # some services say the first of a blob that is gone
                 raise ReadError("vanished", "It was deleted after it was listed.") from error
             if code == "BlobArchived":
                 raise ReadError("archived", "It lies in the archive tier and must be rehydrated first.") from error
@@ -93,14 +79,12 @@ class BlobSource:
             return True
 
     def _download(self, ref: ImageRef) -> bytes:
-        stream = self._client.download_blob(
-            ref.name, etag=f'"{ref.etag}"', match_condition=MatchConditions.IfNotModified, max_concurrency=1
-        )
-        data: bytes = stream.readall()
+        answer = get(self._client, ref.name, {}, {"If-Match": f'"{ref.etag}"'})
+        data: bytes = answer.content
         if len(data) != ref.size:
             raise _Damaged(f"{len(data)} of {ref.size} bytes")
-        md5 = stream.properties.content_settings.content_md5
-        if md5 and hashlib.md5(data, usedforsecurity=False).digest() != bytes(md5):
+        md5 = answer.headers.get("Content-MD5")
+        if md5 and hashlib.md5(data, usedforsecurity=False).digest() != b64decode(md5):
             raise _Damaged("its MD5 differs")
         return data
 

@@ -44,6 +44,7 @@ RIGHTS: Final = {
     "probability": ("SELECT", "INSERT", "DELETE"),
     "run": ("SELECT", "INSERT", "UPDATE"),
     "lease": ("SELECT", "INSERT", "UPDATE"),
+    "mark": ("SELECT", "INSERT", "UPDATE"),
 }
 
 

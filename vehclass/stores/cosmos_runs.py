@@ -157,6 +157,22 @@ class RunBook:
 
         self._requests.attempt(free(), "freeing the lease")
 
+    def mark(self, key: str) -> str | None:
+        """What the last complete run of a job left under its key; None when there is nothing."""
+        found = self._requests.attempt(self._requests.document(self._runs, f"mark-{key}"), "reading the mark")
+        return found["mark"] if found else None
+
+    def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
+        """Leaves that for the next run; raises LeaseLost."""
+
+        async def leave() -> None:
+            await self.must_hold_lease(ticket)
+            kept = self._options.cosmos_run_days * DAY
+            left = {"id": f"mark-{key}", "type": "mark", "mark": mark, "left_at": iso(now()), "ttl": kept}
+            await self._requests.upsert(self._runs, left)
+
+        self._requests.attempt(leave(), "leaving the mark")
+
     def start_run(self, start: RunStart, model: ModelInfo) -> None:
         """Writes that a run has begun, and the model's tasks and labels."""
         at = iso(now())

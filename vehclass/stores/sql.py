@@ -28,6 +28,7 @@ from vehclass.records import (
 from vehclass.stores.rows import as_models, as_saved, check_numbers, text
 
 SMALLEST: Final = 1e-300  # below it a number may be more than a database's float can tell from 0
+SCHEMA_WITH_MARKS: Final = 2
 STRETCH: Final = 5_000  # images read or asked about in one query
 
 Row = Sequence[Any]
@@ -98,10 +99,15 @@ class SqlStore:
         """Writes a batch in one transaction; the same batch again changes nothing. Raises LeaseLost."""
         self._must_hold(model)
 
+        self._transact_holding(ticket, lambda: self._write(outcomes, model, ticket.run_id, max_attempts))
+
+    def _transact_holding(self, ticket: RunTicket, work: Callable[[], object]) -> None:
+        """Runs `work` in a transaction in which the lease is the ticket's; raises LeaseLost where it no longer is."""
+
         def write() -> None:
             if not self._db.query("holds_lease", **asdict(ticket)):
                 raise LeaseLost(holder="a later run")
-            self._write(outcomes, model, ticket.run_id, max_attempts)
+            work()
 
         self._db.transact(write)
 
@@ -217,6 +223,17 @@ class SqlStore:
             quarantined=quarantined,
             needs_review=int(self._db.query("count_needs_review", run_id=run_id)[0][0]),
         )
+
+    def mark(self, key: str) -> str | None:
+        """What the last complete run of a job left under its key; None when there is nothing."""
+        if self._db.schema_version < SCHEMA_WITH_MARKS:  # a dry run reads, and brings no store up to date
+            return None
+        rows = self._db.query("read_mark", mark_key=key)
+        return str(rows[0][0]) if rows else None
+
+    def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
+        """Leaves that for the next run; raises LeaseLost."""
+        self._transact_holding(ticket, lambda: self._db.execute("leave_mark", mark_key=key, mark=mark, now=iso(now())))
 
     # --- a reader's side ---
 
