@@ -25,7 +25,7 @@ from vehclass.training.augment import PRESETS, Augment, Views, draw_views
 from vehclass.training.checkpoint import State, Unfinished
 from vehclass.training.dataset import read_catalogue
 from vehclass.training.fit import _network, _recipe, prepare
-from vehclass.training.fitting import Fitting
+from vehclass.training.fitting import Fitting, affordable
 from vehclass.training.pace import Pace, rate_at, usual_epochs
 from vehclass.training.plan import Listener, Plan
 
@@ -67,6 +67,59 @@ class TestPace:
         assert epochs == sorted(epochs, reverse=True)
         assert epochs == [250, 50, 10, 3]
         assert usual_epochs(2_500, "quick") < 50 < usual_epochs(2_500, "best")
+
+
+def test_features_take_their_share_of_a_time_limit() -> None:
+    """The first batch, which is compiled, does not count."""
+    taken: list[int] = []
+    seconds = iter([0.0, 2.0])
+    assert affordable(lambda batch: taken.append(len(batch)), [0] * 32, 100.0, lambda: next(seconds)) == 1600
+    assert taken == [32, 32]
+    seconds = iter([0.0, 500.0])
+    assert affordable(lambda batch: None, [0] * 32, 100.0, lambda: next(seconds)) == 32
+
+
+def numbers(variable: Any) -> Any:
+    import keras
+
+    return keras.ops.convert_to_numpy(variable + 0.0)  # a variable itself warns about copies
+
+
+class TestOptimizer:
+    """Which weights learn how."""
+
+    def test_convolutions_of_ours_step_in_all_directions_alike(self) -> None:
+        """A filter bank with one strong direction gets a step that is as large in the weak ones."""
+        import keras
+
+        from vehclass.training.optimizer import optimizer_for
+
+        kernel = keras.Variable(np.zeros((3, 3, 4, 16), np.float32), name="kernel")
+        rng = np.random.default_rng(0)
+        strong = np.outer(rng.standard_normal(36), rng.standard_normal(16)) * 100 + rng.standard_normal((36, 16))
+        optimizer = optimizer_for("small", 0.01)
+        optimizer.build([kernel])
+        optimizer.apply([keras.ops.convert_to_tensor(strong.reshape(3, 3, 4, 16).astype(np.float32))], [kernel])
+        before, after = (np.linalg.svd(one, compute_uv=False) for one in (strong, numbers(kernel).reshape(36, 16)))
+        assert before[0] > 50 * before[-1]
+        assert after[0] < 4 * after[-1]
+        assert np.abs(numbers(kernel)).mean() == pytest.approx(0.01 * 0.2, rel=0.5)  # as long as AdamW's
+
+    @pytest.mark.parametrize("backbone", ["small", "mobilenet_v3_small"])
+    def test_nothing_is_left_out(self, backbone: str) -> None:
+        import keras
+
+        from vehclass.model.network import build
+        from vehclass.training.optimizer import Muon, optimizer_for
+
+        network = build(backbone, (32, 32), COLOURS)
+        optimizer = optimizer_for(backbone, 0.01)
+        assert isinstance(optimizer, Muon) == (backbone == "small")
+        optimizer.build(network.trainable_variables)
+        before = [numbers(one) for one in network.trainable_variables]
+        optimizer.apply([keras.ops.ones_like(one) for one in network.trainable_variables], network.trainable_variables)
+        after = [numbers(one) for one in network.trainable_variables]
+        assert all((one < was).all() for one, was in zip(after, before, strict=True))
 
 
 class TestResume:

@@ -22,11 +22,12 @@ from vehclass.training.decoded import Dataset
 from vehclass.training.evaluate import all_logits, per_task
 from vehclass.training.heads import fit_head
 from vehclass.training.keras_parts import Batches, BetweenSteps, accuracies, masked_loss, soft_targets
+from vehclass.training.optimizer import optimizer_for
 from vehclass.training.pace import Pace, rate_at
 from vehclass.training.plan import Listener
 
-WEIGHT_DECAY: Final = 0.02
 MOST_HEAD_PHOTOS: Final = 10_000  # more would say the same
+HEADS_SHARE: Final = 0.25  # of a time limit, which their features may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,13 @@ class Fitting:
         self._listener.stage("fitting the heads to the features of the photos")
         features = in_full_batches(networks.feature_model(self._network))
         train, val = (self._dataset.rows[split] for split in ("train", "val"))
-        train = np.sort(np.random.default_rng(self._recipe.seed).permutation(train)[:MOST_HEAD_PHOTOS])
-        pixels = self._dataset.pixels
+        pixels, most = self._dataset.pixels, MOST_HEAD_PHOTOS
+        if self._recipe.seconds:
+            passes = 2 if self._recipe.views.flip else 1
+            most = min(
+                most, affordable(features, pixels[train[:CPU_BATCH]], HEADS_SHARE * self._recipe.seconds / passes)
+            )
+        train = np.sort(np.random.default_rng(self._recipe.seed).permutation(train)[:most])
         seen = all_logits(features, pixels, train, CPU_BATCH)
         rows = np.concatenate([train, train]) if self._recipe.views.flip else train
         if self._recipe.views.flip:
@@ -138,8 +144,7 @@ class Fitting:
         if state.step == 0:
             state.step = state.epoch * len(batches)
         pace = Pace(recipe.epochs * len(batches), recipe.seconds, state.spent)
-        optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=WEIGHT_DECAY, clipnorm=5.0)
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        optimizer = optimizer_for(self._network.name, recipe.learning_rate)
         model.compile(optimizer, loss=self._loss, metrics=accuracies(self._tasks), jit_compile=False)
         model.optimizer.build(model.trainable_variables)
         kept = [*self._network.variables, *model.optimizer.variables]
@@ -202,6 +207,16 @@ class Fitting:
         rows = self._dataset.rows["val"]
         logits = all_logits(self._forward, self._dataset.pixels, rows, CPU_BATCH)
         return validation(logits, self._dataset.targets[rows], self._tasks, self._recipe.task_weights)
+
+
+def affordable(
+    run: Callable[[Any], object], batch: Any, seconds: float, clock: Callable[[], float] = time.monotonic
+) -> int:
+    """How many pictures `run` can take in so many seconds, by what a batch takes it; one batch at least."""
+    run(batch)  # the first time, it is compiled
+    began = clock()
+    run(batch)
+    return max(len(batch), int(seconds * len(batch) / max(1e-6, clock() - began)))
 
 
 def in_full_batches(network: keras.Model) -> Callable[[Any], NDArray[np.float32]]:
