@@ -47,6 +47,10 @@ def test_a_first_night_and_a_second(vehclass: Vehclass, uploads: Path, tmp_path:
     assert (first.json["listed"], first.json["new"], first.json["classified"], first.json["failed"]) == (32, 32, 25, 7)
     codes = {row["code"]: row["images"] for row in first.json["failures"]}
     assert codes == {"not_an_image": 3, "empty": 1, "truncated": 1, "unsupported_format": 1, "too_many_pixels": 1}
+    stages = first.json["profile"]["stages"]
+    assert (stages["read"]["times"], stages["decode"]["times"], stages["forward"]["times"]) == (32, 32, 1)
+    assert 0 < stages["decode"]["seconds"] < first.json["profile"]["seconds"] * 64
+    assert sum(first.json["profile"]["lanes"].values()) == pytest.approx(1, abs=0.01)
     assert len(table(tmp_path, PREDICTIONS)) == 25 * 3
     assert len(table(tmp_path, PROBABILITIES)) == 25 * 10
     sums = table(tmp_path, "SELECT sum(probability) FROM image_probability GROUP BY image_id, task")
@@ -58,7 +62,7 @@ def test_a_first_night_and_a_second(vehclass: Vehclass, uploads: Path, tmp_path:
     assert (second.json["listed"], second.json["new"], second.json["classified"]) == (32, 0, 0)
     assert (first.json["asked"], second.json["asked"]) == (32, 0)
 
-    said = batch(vehclass, uploads)
+    said = batch(vehclass, uploads, "--profile")
     assert said.code == 0
     assert "Nothing is new" in said.out
     assert len(table(tmp_path, "SELECT * FROM run WHERE status = 'done'")) == 3

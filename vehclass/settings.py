@@ -46,6 +46,12 @@ class Settings:
         "what runs the network: auto takes Keras on a GPU, OpenVINO on a CPU",
         choices=("auto", "openvino", "keras"),
     )
+    precision: str = _setting(
+        "auto",
+        "VEHCLASS_PRECISION",
+        "the arithmetic of the network on a CPU: auto takes bf16 or int8 where the model's own record proves that the answers stay the same",
+        choices=("auto", "f32", "bf16", "int8"),
+    )
     batch_size: int | None = _setting(
         None, "VEHCLASS_BATCH_SIZE", "images a forward pass takes; auto when unset", least=1, most=4096
     )

@@ -19,6 +19,7 @@ import numpy as np
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
 from vehclass.batch.listing import Listing, read_mark
 from vehclass.batch.ports import Classifier, Decode, Source, Store
+from vehclass.batch.profile import Profile
 from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
 from vehclass.records import Failure, ImageFacts, ImageRef, ModelInfo, Outcome, RunTicket, now
 
@@ -97,6 +98,7 @@ class Watch:
 
     tell: Callable[[Progress], None] = lambda progress: None
     progress: Progress = field(default_factory=Progress)
+    profile: Profile = field(default_factory=Profile)
     stop: threading.Event = field(default_factory=threading.Event)
     signal: Signals = SIGINT
 
@@ -110,7 +112,8 @@ def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> Non
     listing = begin_listing(job, hands)
     ready = outcomes_of(job, hands, new_images(job, hands, listing, watch), watch)
     for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
-        hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
+        with watch.profile.stage("save"):
+            hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
         progress.done += len(outcomes)
         progress.failed += sum(one.failure is not None for one in outcomes)
         for one in outcomes:
@@ -138,7 +141,12 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
     progress, counting = watch.progress, threading.Lock()
 
     def wanted(prefix: str) -> Iterator[list[ImageRef]]:
-        for page in hands.source.pages(prefix):
+        pages = hands.source.pages(prefix)
+        while True:
+            with watch.profile.stage("list"):
+                page = next(pages, None)
+            if page is None:
+                return
             chosen = [ref for ref in page if job.wants(ref)]
             with counting:
                 progress.listed += len(chosen)
@@ -149,7 +157,9 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
             with counting:
                 progress.asked += len(refs)
             if refs:
-                yield hands.store.unseen(refs, hands.classifier.info, retry_failed=job.retry_failed)
+                with watch.profile.stage("ask"):
+                    new = hands.store.unseen(refs, hands.classifier.info, retry_failed=job.retry_failed)
+                yield new
 
     for page in spread(unseen, job.prefixes, min(LISTINGS, len(job.prefixes)), PAGES_AHEAD, "list"):
         room = len(page) if job.limit is None else job.limit - progress.new
@@ -188,7 +198,8 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
         except ReadError as error:
             return Read(ref, error=error)
         try:
-            return Read(ref, source.read(ref))
+            with watch.profile.stage("read"):
+                return Read(ref, source.read(ref))
         except BaseException as error:
             memory.give_back(ref.size)
             if isinstance(error, ReadError):
@@ -197,7 +208,7 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
 
     def classify(batch: list[Read]) -> list[Outcome]:
         try:
-            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier)
+            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier, watch.profile)
         finally:
             memory.give_back(sum(one.ref.size for one in batch if one.error is None))
 
@@ -211,8 +222,11 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
         memory.close()
 
 
-def classify_batch(batch: Sequence[Read], decode: Decode, classifier: Classifier) -> list[Outcome]:
+def classify_batch(
+    batch: Sequence[Read], decode: Decode, classifier: Classifier, profile: Profile | None = None
+) -> list[Outcome]:
     """One outcome an image: decoded one by one, classified together."""
+    profile = profile or Profile()
     width, height = classifier.info.input_size
     pixels = np.empty((len(batch), height, width, 3), np.uint8)
     outcomes: list[Outcome] = []
@@ -221,11 +235,13 @@ def classify_batch(batch: Sequence[Read], decode: Decode, classifier: Classifier
         try:
             if item.error is not None:
                 raise item.error
-            pixels[len(decoded)], facts = decode(item.data)
+            with profile.stage("decode"):
+                pixels[len(decoded)], facts = decode(item.data)
             decoded.append((item.ref, facts))
         except (ReadError, DecodeError) as error:
             outcomes.append(Outcome(item.ref, failure=as_failure(error)))
-    answers = classifier.classify(pixels[: len(decoded)]) if decoded else []
+    with profile.stage("forward"):
+        answers = classifier.classify(pixels[: len(decoded)]) if decoded else []
     for (ref, facts), answer in zip(decoded, answers, strict=True):
         if isinstance(answer, ImageError):
             outcomes.append(Outcome(ref, facts, failure=as_failure(answer)))

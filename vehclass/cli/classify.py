@@ -44,7 +44,7 @@ def classify(
         except OSError as error:
             return Read(ref, error=ReadError("unreadable", f"{error.strerror or error}.", permanent=True))
 
-    classifier = Classifier.open(folder, kind=settings.runtime, threads=1)
+    classifier = Classifier.open(folder, kind=settings.runtime, threads=1, precision=settings.precision)
     decode = partial(
         imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
     )

@@ -19,6 +19,7 @@ from vehclass.settings import Settings
 if TYPE_CHECKING:
     from vehclass.batch.pipeline import Hands, Job, Watch
     from vehclass.batch.runs import Finished
+    from vehclass.model.precision import Choice
     from vehclass.stores import Store
 
 
@@ -29,8 +30,10 @@ class Wired:
     hands: "Hands"
     store: "Store"
     device: str
+    precision: "Choice"
 
 
+WORTH_A_PROFILE = 500  # images, from which on the start no longer counts for much
 STOP_SECONDS = 19.0  # after a signal; what has not been saved by then stays new for the next run
 
 
@@ -66,6 +69,7 @@ def classify_batch(
         int | None, typer.Option(help="Images a forward pass takes. (default: auto)", show_default=False)
     ] = None,
     runtime: options.Runtime = None,
+    precision: options.Precision = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads that decode and classify. (default: one a core)", show_default=False)
     ] = None,
@@ -85,6 +89,9 @@ def classify_batch(
             "--max-ru", help="Request units a second that the run may take of a Cosmos DB.", show_default=False
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time went, stage by stage; --json has it always.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -105,6 +112,7 @@ def classify_batch(
         store=store,
         batch_size=batch_size,
         runtime=runtime,
+        precision=precision,
         threads=threads,
         max_failure_rate=max_failure_rate,
         max_ru=max_ru,
@@ -137,15 +145,21 @@ def classify_batch(
             "since": since,
             "limit": limit,
         }
-        record = json.dumps({**asked, "retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)})
+        chosen = {"used": wired.precision.name, "why": wired.precision.why}
+        record = json.dumps(
+            {**asked, "retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings), "precision": chosen}
+        )
         watch = Watch()
         with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
             watch.tell = tell
             finished = runs.run(job, hands, watch, command="classify-batch", settings=record)
+        spent = watch.profile.summary(job.lanes, options.cores())
         if as_json:
-            show.print_json(_as_document(wired, watch, finished, time.monotonic() - began))
+            show.print_json(_as_document(wired, watch, finished, time.monotonic() - began, spent))
         else:
-            _summary(wired, watch, finished, time.monotonic() - began, top_k)
+            _summary(wired, watch, finished, time.monotonic() - began, top_k, spent)
+            if profile:
+                _profile_table(spent)
     raise typer.Exit(int(finished.exit_code))
 
 
@@ -177,13 +191,19 @@ def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool,
     except StoreNotFound:
         results = open_store("sqlite:///:memory:", create=True)  # a dry run on nothing: an empty store in memory
     classifier = Classifier.open(
-        folder, kind=settings.runtime, batch_size=settings.batch_size, threads=job.lanes, require_gpu=require_gpu
+        folder,
+        kind=settings.runtime,
+        batch_size=settings.batch_size,
+        threads=job.lanes,
+        require_gpu=require_gpu,
+        precision=settings.precision,
     )
     decode = partial(
         imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
     )
     try:
-        yield Wired(Hands(source, decode, classifier, results), results, classifier.runtime.device)
+        runtime = classifier.runtime
+        yield Wired(Hands(source, decode, classifier, results), results, runtime.device, runtime.precision)
     finally:
         results.close()
 
@@ -263,7 +283,9 @@ def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
     show.say("Nothing was written.")
 
 
-def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: float) -> dict[str, Any]:
+def _as_document(
+    wired: Wired, watch: "Watch", finished: "Finished", seconds: float, profile: dict[str, Any]
+) -> dict[str, Any]:
     hands, counts = wired.hands, finished.counts
     return {
         "run_id": finished.run_id,
@@ -272,6 +294,7 @@ def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: fl
         "model": hands.classifier.info.key,
         "store": hands.store.url,
         "device": wired.device,
+        "precision": {"used": wired.precision.name, "why": wired.precision.why},
         "listed": watch.progress.listed,
         "asked": watch.progress.asked,
         "new": watch.progress.new,
@@ -280,13 +303,16 @@ def _as_document(wired: Wired, watch: "Watch", finished: "Finished", seconds: fl
         "quarantined": counts.quarantined,
         "needs_review": counts.needs_review,
         "seconds": round(seconds, 2),
+        "profile": profile,
         "store_cost": wired.store.cost(),
         "summary": wired.store.run_summary(finished.run_id),
         "failures": wired.store.failure_codes(finished.run_id),
     }
 
 
-def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float, top_k: int) -> None:
+def _summary(
+    wired: Wired, watch: "Watch", finished: "Finished", seconds: float, top_k: int, profile: dict[str, Any]
+) -> None:
     hands, counts, progress = wired.hands, finished.counts, watch.progress
     if not counts.done:
         model, source = hands.classifier.info.key, hands.source.url
@@ -318,6 +344,12 @@ def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float,
     )
     rate = counts.done / seconds
     show.say(f"{show.duration(seconds)} from start to end, {rate:,.0f} images/s, on {wired.device}.")
+    if counts.done >= WORTH_A_PROFILE:
+        lanes = {name: show.percent(share) for name, share in profile["lanes"].items()}
+        show.say(
+            f"Cores {show.percent(profile['cores_busy'])} busy; of the lanes' time {lanes['decode']} went into decoding, "
+            f"{lanes['forward']} into the network, {lanes['waiting']} into waiting for photos or the store."
+        )
     cost = wired.store.cost()
     if cost:
         show.say(
@@ -325,6 +357,23 @@ def _summary(wired: Wired, watch: "Watch", finished: "Finished", seconds: float,
             f"{cost['reads']:,} reads for {cost['request_units_for_reads']:,.0f}; throttled {cost['throttled']:,} times."
         )
     show.say(f"Run {finished.run_id} of {hands.classifier.info.key} on {hands.source.url}, saved to {hands.store.url}.")
+
+
+def _profile_table(profile: dict[str, Any]) -> None:
+    show.table(
+        "Seconds of the threads at each stage",
+        ("stage", "seconds", "times", "ms each"),
+        [
+            (
+                name,
+                f"{spent['seconds']:,.2f}",
+                f"{spent['times']:,}",
+                f"{1000 * spent['seconds'] / max(1, spent['times']):,.2f}",
+            )
+            for name, spent in profile["stages"].items()
+        ],
+        right=("seconds", "times", "ms each"),
+    )
 
 
 def _label_table(labels: list[dict[str, Any]], classified: int) -> None:

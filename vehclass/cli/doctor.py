@@ -95,7 +95,7 @@ def _checks(settings: Settings, container: str | None) -> list[dict[str, object]
         from vehclass.model.classifier import Classifier
 
         folder = options.model_folder(settings)
-        classifier = Classifier.open(folder, kind=settings.runtime)
+        classifier = Classifier.open(folder, kind=settings.runtime, precision=settings.precision)
         width, height = folder.info.input_size
         classifier.classify(np.zeros((1, height, width, 3), np.uint8))
         return f"{folder.info.key} answers on {classifier.runtime.name} ({classifier.runtime.device})"

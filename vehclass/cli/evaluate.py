@@ -205,7 +205,9 @@ def _look(
         )[0]
 
     def opened(batch_size: int | None, streams: int) -> "Classifier":
-        return Classifier.open(folder, kind=settings.runtime, batch_size=batch_size, threads=streams)
+        return Classifier.open(
+            folder, kind=settings.runtime, batch_size=batch_size, threads=streams, precision=settings.precision
+        )
 
     status("loading the model")
     classifier = opened(settings.batch_size, threads)

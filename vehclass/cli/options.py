@@ -52,6 +52,14 @@ Runtime = Annotated[
         "--runtime", help="What runs the network: auto, openvino or keras. (default: auto)", show_default=False
     ),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="The arithmetic on a CPU: f32, bf16, int8, or auto for the quickest that is proven to answer alike. (default: auto)",
+        show_default=False,
+    ),
+]
 Container = Annotated[
     str,
     typer.Option(

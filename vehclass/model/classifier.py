@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from vehclass.errors import ImageError
 from vehclass.imaging import Pixels
 from vehclass.model.folder import ModelFolder
+from vehclass.model.precision import F32
 from vehclass.model.runtime import Logits, Runtime, open_runtime
 from vehclass.records import ModelInfo, Prediction, Task
 
@@ -27,9 +28,12 @@ class Classifier:
         batch_size: int | None = None,
         threads: int = 1,
         require_gpu: bool = False,
+        precision: str = F32,
     ) -> "Classifier":
         """The classifier of a checked model folder; see `runtime.open_runtime` for the options."""
-        runtime = open_runtime(folder, kind=kind, batch_size=batch_size, threads=threads, require_gpu=require_gpu)
+        runtime = open_runtime(
+            folder, kind=kind, batch_size=batch_size, threads=threads, require_gpu=require_gpu, precision=precision
+        )
         return cls(folder.info, runtime)
 
     def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:

@@ -25,6 +25,7 @@ READABLE_FORMATS: Final = (1, 2)
 FACTS_FILE: Final = "model.json"
 KERAS_FILE: Final = "model.keras"
 OPENVINO_FILE: Final = "openvino.xml"
+INT8_FILE: Final = "openvino_int8.xml"
 # For people to read, and to add to: no part of what the version is a digest of.
 DOCUMENTS: Final = frozenset({"card.md", "report.html", "history.csv", "history.json"})
 MAX_FACTS_BYTES: Final = 16 * 2**20

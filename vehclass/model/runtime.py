@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vehclass.errors import DeviceMissing, ModelRefused
+from vehclass.errors import DeviceMissing, ModelRefused, UsageError
 from vehclass.imaging import Pixels
-from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
+from vehclass.model.folder import INT8_FILE, KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
 from vehclass.model.frameworks import load_keras
+from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
 
 Logits = NDArray[np.float32]
 
@@ -28,6 +29,7 @@ class Runtime(Protocol):
 
     name: str
     device: str
+    precision: Choice
     batch_size: int
 
     def logits(self, pixels: Pixels) -> Logits:
@@ -35,8 +37,10 @@ class Runtime(Protocol):
         ...
 
 
-def open_runtime(folder: ModelFolder, *, kind: str, batch_size: int | None, threads: int, require_gpu: bool) -> Runtime:
-    """The runtime for a model folder: `kind` is auto, openvino or keras.
+def open_runtime(
+    folder: ModelFolder, *, kind: str, batch_size: int | None, threads: int, require_gpu: bool, precision: str = F32
+) -> Runtime:
+    """The runtime for a model folder: `kind` is auto, openvino or keras, `precision` one of precision.PRECISIONS.
 
     auto takes Keras where its backend sees a GPU and OpenVINO otherwise; looking for a GPU loads a
     framework, so without a sign of one (a device file of NVIDIA's driver) nothing is loaded.
@@ -46,8 +50,17 @@ def open_runtime(folder: ModelFolder, *, kind: str, batch_size: int | None, thre
         if require_gpu and not runtime.on_gpu:
             raise DeviceMissing(reason=f"Keras with its {runtime.backend} backend sees none")
         if kind == "keras" or runtime.on_gpu:
+            if precision not in (AUTO, F32):
+                raise UsageError(reason=f"--precision {precision} goes with --runtime openvino: Keras computes in f32.")
             return runtime
-    return OpenVinoRuntime(folder, batch_size or CPU_BATCH, threads)
+    return OpenVinoRuntime(folder, batch_size or CPU_BATCH, threads, precision)
+
+
+def fewer_bits_here() -> list[str]:
+    """The precisions below 32 bits that this processor computes the same network in."""
+    import openvino
+
+    return [BF16] if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
 
 
 def _gpu_may_exist() -> bool:
@@ -61,11 +74,12 @@ class OpenVinoRuntime:
 
     name = "openvino"
 
-    def __init__(self, folder: ModelFolder, batch_size: int, threads: int) -> None:
+    def __init__(self, folder: ModelFolder, batch_size: int, threads: int, precision: str = F32) -> None:
         import openvino
 
-        file = folder.file(OPENVINO_FILE)
         core = openvino.Core()
+        self.precision = choose(folder.info.facts, precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        file = folder.file(INT8_FILE if self.precision.name == INT8 else OPENVINO_FILE)
         try:
             model = core.read_model(file)
             width, height = folder.info.input_size
@@ -76,18 +90,18 @@ class OpenVinoRuntime:
                 model,
                 "CPU",
                 {
-                    # OpenVINO takes bfloat16 by itself where the processor has it; results would then
-                    # differ between machines.
-                    "INFERENCE_PRECISION_HINT": "f32",
+                    # Said, since OpenVINO takes bfloat16 by itself where the processor has it. What is left of an
+                    # 8-bit network in floating point stays in 32 bits.
+                    "INFERENCE_PRECISION_HINT": BF16 if self.precision.name == BF16 else F32,
                     "NUM_STREAMS": threads,
                     "INFERENCE_NUM_THREADS": threads,
                     "ENABLE_CPU_PINNING": False,
                 },
             )
         except RuntimeError as error:
-            raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {OPENVINO_FILE} ({error})") from error
+            raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {file.name} ({error})") from error
         self.batch_size = batch_size
-        self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, f32"
+        self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, {self.precision.name}"
         self._local = threading.local()
         self._first = threading.Lock()
         self._started = False
@@ -131,6 +145,7 @@ class KerasRuntime:
         self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
         self.batch_size = batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
         self.device = f"{'GPU' if self.on_gpu else 'CPU'}, {self.backend}"
+        self.precision = Choice(F32, "Keras computes in what the model was saved in")
         # One forward pass at a time: meanwhile the other threads decode.
         self._one_at_a_time = threading.Lock()
         self._step = self.batch_size

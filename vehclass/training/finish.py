@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vehclass import __version__
-from vehclass.model.agreement import agreement
+from vehclass.model.agreement import agreement, closeness
 from vehclass.model.export import export_openvino
 from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
 from vehclass.model.network import stage_means, with_novelty
-from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime
+from vehclass.model.precision import F32
+from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime, fewer_bits_here
 from vehclass.records import ModelInfo, Task, iso, now
 from vehclass.training import novelty
 from vehclass.training.calibrate import calibrated
@@ -60,6 +61,7 @@ def finish(
         for task, own, truth in per_task(logits, dataset.targets[val], tasks)
     )
     answers = all_logits(runtime.logits, dataset.pixels, test, runtime.batch_size)
+    precisions = _precisions(plan, material, draft, answered, limit, logits)
     about = {
         "name": plan.out.name,
         "created_at": iso(now()),
@@ -73,6 +75,7 @@ def finish(
         },
         "metrics": measure(answers, dataset.targets[test], answered, limit),
         "exports": {"openvino": difference},
+        "precisions": precisions,
         "history": state.history,
         "best_epoch": state.best + 1,
         "training_seconds": round(state.spent, 1),
@@ -101,11 +104,23 @@ def finish(
     return write_model(draft, plan.out, about, answered, describe)
 
 
-def _runtime(plan: Plan, material: Material, draft: Path) -> OpenVinoRuntime:
+def _runtime(plan: Plan, material: Material, draft: Path, precision: str = F32) -> OpenVinoRuntime:
     side = material.side
     unfinished = ModelInfo(plan.out.name, "draft", material.catalogue.tasks, (side, side), "")
     folder = ModelFolder(draft, unfinished, {OPENVINO_FILE: file_digest(draft / OPENVINO_FILE)})
-    return OpenVinoRuntime(folder, CPU_BATCH, plan.threads)
+    return OpenVinoRuntime(folder, CPU_BATCH, plan.threads, precision)
+
+
+def _precisions(
+    plan: Plan, material: Material, draft: Path, tasks: tuple[Task, ...], limit: float, logits: NDArray[np.float32]
+) -> dict[str, Any]:
+    """How close the answers of fewer bits are to `logits`, those of 32 bits, on the validation split: by precision."""
+    rows, measured = material.dataset.rows["val"], {}
+    for name in fewer_bits_here():
+        runtime = _runtime(plan, material, draft, name)
+        other = all_logits(runtime.logits, material.dataset.pixels, rows, runtime.batch_size)
+        measured[name] = closeness(logits, other, tasks, limit)
+    return measured
 
 
 def _odd_shares(
