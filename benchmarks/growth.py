@@ -97,10 +97,10 @@ def one_run(count: int, what: str, store: str) -> None:
     """A run in this process; prints what it took as JSON."""
     results = Counted(open_store(store, create=True))
     pixel = np.zeros((1, 1, 3), np.uint8)
-    hands = Hands(Names(count, RUNS[what] == "some"), lambda data: (pixel, FACTS), Ready(), results)  # type: ignore[arg-type]  # a Store by delegation
+    hands = Hands(Names(count, RUNS[what] == "some"), lambda data, size: (pixel, FACTS), (Ready(),), results)  # type: ignore[arg-type]  # a Store by delegation
     job, watch = Job(lanes=2, full="--full" in what), Watch()
     began = time.monotonic()
-    finished = runs.run(job, hands, watch, command="benchmark", settings="{}")
+    (finished,) = runs.run(job, hands, watch, command="benchmark", settings="{}")
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     asked = {"names": watch.progress.asked, "questions": results.questions}

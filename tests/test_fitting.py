@@ -274,7 +274,9 @@ def test_a_time_limit_is_kept_and_used(coloured: Path, tmp_path: Path, vehclass:
     assert list(tmp_path.glob(".n*")) == []
 
 
-def test_training_starts_from_a_model_of_ours(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+def test_training_starts_from_a_model_of_ours(
+    coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hardly any training is enough from a model that knows the colours, and not from nothing."""
     first = vehclass("train", coloured, "--out", "first", "--epochs", "12", *QUICK, timeout=120)
     assert first.code == 0, first.err
@@ -289,6 +291,11 @@ def test_training_starts_from_a_model_of_ours(coloured: Path, tmp_path: Path, ve
     assert any(text.startswith("fitting the heads to") for text in said)
     _, nothing = fitted(plan)
     assert started.history[0]["val_loss"] < nothing.history[0]["val_loss"] / 2
+
+    for loss, best in ((0.45, -1), (0.35, 1)):  # within an error of the heads alone, and clearly better
+        measured = iter([0.5, loss, loss])
+        monkeypatch.setattr(Fitting, "_validated", lambda self, left=measured: (next(left), 0.1, {"colour": 0.9}))
+        assert fitted(replace(plan, weights=str(tmp_path / "first"), epochs=2))[1].best == best
 
 
 def test_no_disk_no_half_model(coloured: Path, tmp_path: Path) -> None:

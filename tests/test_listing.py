@@ -155,7 +155,7 @@ PIXEL = np.zeros((1, 1, 3), np.uint8)
 
 
 def night(container: Container, store: Store, job: Job, watch: Watch) -> None:
-    hands = Hands(container, lambda data: (PIXEL, ImageFacts(1, 1, "jpeg", "0")), Ready(), store)
+    hands = Hands(container, lambda data, size: (PIXEL, ImageFacts(1, 1, "jpeg", "0")), (Ready(),), store)
     runs.run(job, hands, watch, command="test", settings="{}")
 
 

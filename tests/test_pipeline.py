@@ -55,7 +55,7 @@ class Parity:
         return [(Prediction("parity", INFO.tasks[0].labels[n], 1.0, False, (1.0 - n, float(n))),) for n in odd.tolist()]
 
 
-def decode(data: bytes) -> tuple[Pixels, ImageFacts]:
+def decode(data: bytes, size: tuple[int, int] = (2, 2)) -> tuple[Pixels, ImageFacts]:
     return np.full((2, 2, 3), int(data) % 256, np.uint8), FACTS
 
 
@@ -67,10 +67,11 @@ def store() -> Iterator[Store]:
 
 
 def tell(source: Any, store: Store, job: Job | None = None, watch: Watch | None = None, **hands: Any) -> runs.Finished:
-    parts = {"decode": decode, "classifier": Parity(), **hands}
-    return runs.run(
+    parts = {"decode": decode, "classifiers": (Parity(),), **hands}
+    (finished,) = runs.run(
         job or Job(lanes=2), Hands(source, store=store, **parts), watch or Watch(), command="test", settings="{}"
     )
+    return finished
 
 
 def names(store: Store, what: str = "predictions", **wanted: Any) -> set[str]:
@@ -92,7 +93,7 @@ def test_each_stage_may_fail_for_one_image(store: Store) -> None:
                 raise ReadError("vanished", "Gone.")
             return super().read(ref)
 
-    def picky(data: bytes) -> tuple[Pixels, ImageFacts]:
+    def picky(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
         if data == b"14":
             raise DecodeError("corrupt", "Damaged.")
         return decode(data)
@@ -105,7 +106,7 @@ def test_each_stage_may_fail_for_one_image(store: Store) -> None:
                 for p, a in zip(pixels, answers, strict=True)
             ]
 
-    finished = tell(Torn(40), store, decode=picky, classifier=Unsure())
+    finished = tell(Torn(40), store, decode=picky, classifiers=(Unsure(),))
     assert finished.exit_code == 3
     failed = {row["name"]: (row["stage"], row["code"]) for row in store.results("failures", ResultFilter())}
     assert failed == {"3": ("read", "vanished"), "14": ("decode", "corrupt"), "25": ("classify", "not_finite")}
@@ -139,7 +140,7 @@ def test_a_classifier_that_breaks_ends_the_run_and_frees_the_lease(store: Store)
             raise RuntimeError("the device fell off the bus")
 
     with pytest.raises(RuntimeError, match="fell off"):
-        tell(Names(50), store, classifier=Broken())
+        tell(Names(50), store, classifiers=(Broken(),))
     assert store.runs(limit=1)[0]["message"] == "the device fell off the bus"
     assert tell(Names(50), store).counts.classified == 50
 
@@ -154,7 +155,7 @@ def test_stopping_ends_soon_and_saves_what_is_in_hand(store: Store) -> None:
     threading.Timer(0.5, watch.stop.set).start()
     began = time.monotonic()
     with pytest.raises(Interrupted, match="SIGINT"):
-        tell(Names(10_000), store, watch=watch, classifier=Slow())
+        tell(Names(10_000), store, watch=watch, classifiers=(Slow(),))
     assert time.monotonic() - began < 5
     assert 0 < len(names(store)) < 10_000
     assert store.runs(limit=1)[0]["classified"] == len(names(store))
@@ -167,7 +168,7 @@ def test_a_run_that_lost_its_lease_writes_nothing_more(store: Store) -> None:
             return super().classify(pixels)
 
     with pytest.raises(LeaseLost):
-        tell(Names(50), store, classifier=Stolen())
+        tell(Names(50), store, classifiers=(Stolen(),))
     assert names(store) == set()
 
 

@@ -113,7 +113,7 @@ def test_a_run_says_what_it_computed_in(vehclass: Callable[..., Answer], drawn: 
     with sqlite3.connect(tmp_path / "r.db") as store:
         ((settings,),) = store.execute("SELECT settings FROM run").fetchall()
     store.close()
-    assert json.loads(settings)["precision"] == {"used": "f32", "why": "asked for"}
+    assert json.loads(settings)["precision"] == [{"used": "f32", "why": "asked for"}]
 
 
 @pytest.mark.parametrize("words", [("--precision", "int8"), ("--precision", "fp4")])

@@ -58,6 +58,19 @@ def read_mark(text: str | None) -> Mark | None:
         return None
 
 
+def in_common(marks: Sequence[Mark | None]) -> Mark | None:
+    """What runs of several models left together; None unless all of them are of one run."""
+    first, *others = marks
+    if first is None:
+        return None
+    again = set(first.again)
+    for mark in others:
+        if mark is None or (mark.began, mark.stretches) != (first.began, first.stretches):
+            return None
+        again |= mark.again
+    return Mark(first.began, first.stretches, frozenset(again))
+
+
 class Listing:
     """One run's walk over a listing: with the mark of the run before, if there is one, and towards the next mark."""
 

@@ -14,14 +14,13 @@ from hashlib import blake2b
 from signal import SIGINT, Signals
 from typing import Final
 
-import numpy as np
-
+from vehclass.batch.batches import Read, Todo, classify_batch
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
-from vehclass.batch.listing import Listing, read_mark
+from vehclass.batch.listing import Listing, in_common, read_mark
 from vehclass.batch.ports import Classifier, Decode, Source, Store
 from vehclass.batch.profile import Profile
-from vehclass.errors import DecodeError, ImageError, ReadError, TooManyFailures
-from vehclass.records import Failure, ImageFacts, ImageRef, ModelInfo, Outcome, RunTicket, now
+from vehclass.errors import ReadError, TooManyFailures
+from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 LISTINGS: Final = 8  # prefixes that are listed side by side
@@ -51,10 +50,8 @@ class Job:
             return False
         return not self.include or any(fnmatch.fnmatchcase(ref.name, pattern) for pattern in self.include)
 
-    def mark_key(self, source: str, model: ModelInfo) -> str | None:
-        """Under what a run of this leaves its mark; None where it does not look at every name."""
-        if self.since is not None:
-            return None
+    def mark_key(self, source: str, model: ModelInfo) -> str:
+        """Under what a run of this leaves its mark."""
         asked = json.dumps([source, model.version, sorted(self.prefixes), sorted(self.include)])
         return blake2b(asked.encode(), digest_size=16).hexdigest()
 
@@ -65,21 +62,35 @@ class Progress:
 
     listed: int = 0
     asked: int = 0  # of those listed, how many the store had to be asked about
-    new: int = 0
+    new_to: dict[int, int] = field(default_factory=dict)  # by model, in the order of Hands.classifiers
     listing_done: bool = False
     accounted: bool = False  # every name was listed, and none was left out by a limit or a stop
     done: int = 0
     failed: int = 0
     bytes_new: int = 0
+    _adding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def new(self) -> int:
+        """Answers to give: images, for each model that they are new to."""
+        return sum(self.new_to.values())
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """An image with its bytes, or with what kept them away."""
+    def count_listed(self, names: int) -> None:
+        """Adds names; several prefixes may be listed at a time."""
+        with self._adding:
+            self.listed += names
 
-    ref: ImageRef
-    data: bytes = b""
-    error: ReadError | None = None
+    def count_asked(self, names: int) -> None:
+        """Adds names that the store is asked about."""
+        with self._adding:
+            self.asked += names
+
+    def count_new(self, todos: Sequence[Todo]) -> None:
+        """Adds images that are taken."""
+        for todo in todos:
+            self.bytes_new += todo.ref.size
+            for model in todo.models:
+                self.new_to[model] = self.new_to.get(model, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +99,13 @@ class Hands:
 
     source: Source
     decode: Decode
-    classifier: Classifier
+    classifiers: tuple[Classifier, ...]
     store: Store
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """The models, in the order of the classifiers."""
+        return [classifier.info for classifier in self.classifiers]
 
 
 @dataclass(slots=True)
@@ -103,44 +119,77 @@ class Watch:
     signal: Signals = SIGINT
 
 
-def classify_new(job: Job, hands: Hands, ticket: RunTicket, watch: Watch) -> None:
+def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Watch) -> None:
     """Classifies what is new and saves it as it comes, until all is done or `watch.stop` is set.
 
-    Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved stays saved.
+    Each model has its ticket. Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved
+    stays saved.
     """
-    model, progress = hands.classifier.info, watch.progress
-    listing = begin_listing(job, hands)
+    progress, listing = watch.progress, begin_listing(job, hands)
     ready = outcomes_of(job, hands, new_images(job, hands, listing, watch), watch)
     for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
         with watch.profile.stage("save"):
-            hands.store.save(outcomes, model, ticket, max_attempts=job.max_attempts)
+            for number, (model, ticket) in enumerate(zip(hands.models, tickets, strict=True)):
+                own = [outcome for of, outcome in outcomes if of == number]
+                if own:
+                    hands.store.save(own, model, ticket, max_attempts=job.max_attempts)
+        failures = [(one.ref, one.failure) for _, one in outcomes if one.failure is not None]
         progress.done += len(outcomes)
-        progress.failed += sum(one.failure is not None for one in outcomes)
-        for one in outcomes:
-            if one.failure is not None and not one.failure.permanent:
-                listing.try_again(one.ref)
+        progress.failed += len(failures)
+        for ref, failure in failures:
+            if not failure.permanent:
+                listing.try_again(ref)
         watch.tell(progress)
         if progress.done >= FAILURES_COUNT_FROM and progress.failed > job.max_failure_rate * progress.done:
             raise TooManyFailures(
-                failed=progress.failed, done=progress.done, allowed=job.max_failure_rate, run_id=ticket.run_id
+                failed=progress.failed, done=progress.done, allowed=job.max_failure_rate, run_id=tickets[0].run_id
             )
-    key, mark = job.mark_key(hands.source.url, model), listing.mark()
-    if progress.accounted and not watch.stop.is_set() and key is not None and mark is not None:
-        hands.store.leave_mark(key, mark.as_text(), ticket)
+    mark = listing.mark()
+    if progress.accounted and not watch.stop.is_set() and job.since is None and mark is not None:
+        for model, ticket in zip(hands.models, tickets, strict=True):
+            hands.store.leave_mark(job.mark_key(hands.source.url, model), mark.as_text(), ticket)
 
 
 def begin_listing(job: Job, hands: Hands) -> Listing:
     """A walk over the source's listing that starts from what the last complete run of this job left."""
-    key = job.mark_key(hands.source.url, hands.classifier.info)
-    all_of_them = key is None or job.full or job.retry_failed
-    return Listing(None if all_of_them or key is None else read_mark(hands.store.mark(key)), now())
+    if job.since is not None or job.full or job.retry_failed:
+        return Listing(None, now())
+    marks = [read_mark(hands.store.mark(job.mark_key(hands.source.url, model))) for model in hands.models]
+    return Listing(in_common(marks), now())
 
 
-def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterator[ImageRef]:
+def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterator[Todo]:
     """The images to classify, page by page, with the listing running a little ahead."""
-    progress, counting = watch.progress, threading.Lock()
+    progress, images = watch.progress, 0
+    for page in spread(
+        lambda prefix: new_pages(prefix, job, hands, listing, watch),
+        job.prefixes,
+        min(LISTINGS, len(job.prefixes)),
+        PAGES_AHEAD,
+        "list",
+    ):
+        taken = page[: len(page) if job.limit is None else job.limit - images]
+        images += len(taken)
+        progress.count_new(taken)
+        watch.tell(progress)
+        for todo in taken:
+            if watch.stop.is_set():
+                return
+            yield todo
+        if watch.stop.is_set():
+            return
+        if images == job.limit:
+            break
+    else:
+        progress.accounted = True
+    progress.listing_done = True
+    watch.tell(progress)
 
-    def wanted(prefix: str) -> Iterator[list[ImageRef]]:
+
+def new_pages(prefix: str, job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterator[list[Todo]]:
+    """What is listed under a prefix and new to a model, page by page."""
+
+    def wanted() -> Iterator[list[ImageRef]]:
         pages = hands.source.pages(prefix)
         while True:
             with watch.profile.stage("list"):
@@ -148,47 +197,33 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
             if page is None:
                 return
             chosen = [ref for ref in page if job.wants(ref)]
-            with counting:
-                progress.listed += len(chosen)
+            watch.progress.count_listed(len(chosen))
             yield chosen
 
-    def unseen(prefix: str) -> Iterator[list[ImageRef]]:
-        for refs in listing.to_ask(wanted(prefix)):
-            with counting:
-                progress.asked += len(refs)
-            if refs:
-                with watch.profile.stage("ask"):
-                    new = hands.store.unseen(refs, hands.classifier.info, retry_failed=job.retry_failed)
-                yield new
-
-    for page in spread(unseen, job.prefixes, min(LISTINGS, len(job.prefixes)), PAGES_AHEAD, "list"):
-        room = len(page) if job.limit is None else job.limit - progress.new
-        taken = page[:room]
-        progress.new += len(taken)
-        progress.bytes_new += sum(ref.size for ref in taken)
-        watch.tell(progress)
-        for ref in taken:
-            if watch.stop.is_set():
-                return
-            yield ref
-        if job.limit is not None and progress.new >= job.limit:
-            break
-        if watch.stop.is_set():
-            return
-    else:
-        progress.accounted = True
-    progress.listing_done = True
-    watch.tell(progress)
+    for refs in listing.to_ask(wanted()):
+        if refs:
+            watch.progress.count_asked(len(refs))
+            with watch.profile.stage("ask"):
+                new = [hands.store.unseen(refs, model, retry_failed=job.retry_failed) for model in hands.models]
+            yield together(refs, new)
 
 
-def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) -> Iterator[list[Outcome]]:
-    """The outcomes of images, batch by batch as they are ready."""
-    source, classifier = hands.source, hands.classifier
+def together(refs: Sequence[ImageRef], new: Sequence[Sequence[ImageRef]]) -> list[Todo]:
+    """The images that are new to a model at least, in order, each with the models that it is new to."""
+    ids = [{ref.image_id for ref in one} for one in new]
+    found = [Todo(ref, tuple(n for n, one in enumerate(ids) if ref.image_id in one)) for ref in refs]
+    return [todo for todo in found if todo.models]
+
+
+def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> Iterator[list[tuple[int, Outcome]]]:
+    """The outcomes of images, each with the number of its model, batch by batch as they are ready."""
+    source, classifiers = hands.source, hands.classifiers
 
     # Room for a lane's batch that is not full yet and for the largest file, so that neither waits for the other.
     memory = Allowance(BATCH_BYTES + job.max_bytes)
 
-    def read(ref: ImageRef) -> Read:
+    def read(todo: Todo) -> Read:
+        ref = todo.ref
         try:
             if ref.size > job.max_bytes:
                 raise ReadError(
@@ -196,24 +231,25 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
                 )
             memory.take(ref.size)
         except ReadError as error:
-            return Read(ref, error=error)
+            return Read(*todo, error=error)
         try:
             with watch.profile.stage("read"):
-                return Read(ref, source.read(ref))
+                return Read(*todo, source.read(ref))
         except BaseException as error:
             memory.give_back(ref.size)
             if isinstance(error, ReadError):
-                return Read(ref, error=error)
+                return Read(*todo, error=error)
             raise
 
-    def classify(batch: list[Read]) -> list[Outcome]:
+    def classify(batch: list[Read]) -> list[tuple[int, Outcome]]:
         try:
-            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifier, watch.profile)
+            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifiers, watch.profile)
         finally:
             memory.give_back(sum(one.ref.size for one in batch if one.error is None))
 
-    reads = in_lanes(read, refs, source.concurrency, source.concurrency, "read")
-    batches = batched(reads, classifier.batch_size, lambda one: len(one.data), BATCH_BYTES)
+    reads = in_lanes(read, todos, source.concurrency, source.concurrency, "read")
+    most = min(classifier.batch_size for classifier in classifiers)
+    batches = batched(reads, most, lambda one: len(one.data), BATCH_BYTES)
     try:
         for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):
             if outcomes:
@@ -222,43 +258,10 @@ def outcomes_of(job: Job, hands: Hands, refs: Iterator[ImageRef], watch: Watch) 
         memory.close()
 
 
-def classify_batch(
-    batch: Sequence[Read], decode: Decode, classifier: Classifier, profile: Profile | None = None
-) -> list[Outcome]:
-    """One outcome an image: decoded one by one, classified together."""
-    profile = profile or Profile()
-    width, height = classifier.info.input_size
-    pixels = np.empty((len(batch), height, width, 3), np.uint8)
-    outcomes: list[Outcome] = []
-    decoded: list[tuple[ImageRef, ImageFacts]] = []
-    for item in batch:
-        try:
-            if item.error is not None:
-                raise item.error
-            with profile.stage("decode"):
-                pixels[len(decoded)], facts = decode(item.data)
-            decoded.append((item.ref, facts))
-        except (ReadError, DecodeError) as error:
-            outcomes.append(Outcome(item.ref, failure=as_failure(error)))
-    with profile.stage("forward"):
-        answers = classifier.classify(pixels[: len(decoded)]) if decoded else []
-    for (ref, facts), answer in zip(decoded, answers, strict=True):
-        if isinstance(answer, ImageError):
-            outcomes.append(Outcome(ref, facts, failure=as_failure(answer)))
-        else:
-            outcomes.append(Outcome(ref, facts, answer))
-    return outcomes
-
-
-def as_failure(error: ImageError) -> Failure:
-    """An image's error as its row will say it."""
-    return Failure(error.stage, error.code, str(error), error.permanent)
-
-
-def count_new(job: Job, hands: Hands, watch: Watch) -> list[ImageRef]:
+def count_new(job: Job, hands: Hands, watch: Watch) -> list[Todo]:
     """For a dry run: counts all that is new, and returns the first few to try the speed on."""
-    first: list[ImageRef] = []
-    for ref in new_images(job, hands, begin_listing(job, hands), watch):
-        if len(first) < 2 * hands.classifier.batch_size:
-            first.append(ref)
+    first: list[Todo] = []
+    for todo in new_images(job, hands, begin_listing(job, hands), watch):
+        if len(first) < 2 * hands.classifiers[0].batch_size:
+            first.append(todo)
     return first

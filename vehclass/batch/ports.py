@@ -18,7 +18,7 @@ from vehclass.records import (
     RunTicket,
 )
 
-Decode = Callable[[bytes], tuple[Pixels, ImageFacts]]
+Decode = Callable[[bytes, tuple[int, int]], tuple[Pixels, ImageFacts]]  # bytes, and a size as (width, height)
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,51 +21,91 @@ HEARTBEAT_SECONDS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A run that came to its end by itself: its id, exit code, and counts as the store has them."""
+    """A model's run that came to its end by itself: its id, exit code, and counts as the store has them."""
 
     run_id: str
+    model: str
     exit_code: ExitCode
     counts: Counts
+    new: int
 
 
-def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) -> Finished:
-    """Takes the lease, classifies what is new, and records how it ended, whatever happens.
+def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) -> list[Finished]:
+    """Takes the lease of each model, classifies what is new, and records how it ended, whatever happens.
 
     `settings` is JSON without secrets. Raises LeaseHeld when another run is at it, Interrupted when
     `watch.stop` was set, and whatever stopped the work.
     """
-    store, model = hands.store, hands.classifier.info
-    run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    key = f"{hands.source.url} {model.version}"
-    ticket = store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
-    try:
-        start = RunStart(run_id, command, hands.source.url, model.key, settings, socket.gethostname())
-        store.start_run(start, model)
-        with _heartbeat(store, ticket, watch):
-            classify_new(job, hands, ticket, watch)
+    tickets = _take_leases(hands)
+    with ExitStack() as stack:
+        for number, ticket in enumerate(tickets):
+            start = RunStart(
+                ticket.run_id, command, hands.source.url, hands.models[number].key, settings, socket.gethostname()
+            )
+            stack.enter_context(_recorded(hands, number, ticket, start, watch))
+        classify_new(job, hands, tickets, watch)
         if watch.stop.is_set():
             raise Interrupted(watch.signal, "What was finished is saved; run the same command again to go on.")
-    except LeaseLost:
-        raise
-    except BaseException as error:
-        _record_failure(store, ticket, error, watch)
-        raise
+    return [_end(hands, number, ticket, watch) for number, ticket in enumerate(tickets)]
+
+
+def _take_leases(hands: Hands) -> list[RunTicket]:
+    """The lease of every model, or of none; raises LeaseHeld."""
+    tickets: list[RunTicket] = []
     try:
-        counts = store.counts(run_id)
+        for model in hands.models:
+            run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+            key = f"{hands.source.url} {model.version}"
+            tickets.append(hands.store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone)))
+    except BaseException:
+        for ticket in tickets:
+            _free(hands.store, ticket)
+        raise
+    return tickets
+
+
+@contextmanager
+def _recorded(hands: Hands, number: int, ticket: RunTicket, start: RunStart, watch: Watch) -> Iterator[None]:
+    """Keeps a model's lease and its run's record while the block lasts, and writes why it broke off, if it does."""
+    store = hands.store
+    try:
+        store.start_run(start, hands.models[number])
+        with _heartbeat(store, ticket, watch):
+            yield
+    except BaseException as error:
+        if not isinstance(error, LeaseLost) or _still_holds(store, ticket):
+            _record_failure(store, ticket, error, watch, number)
+        raise
+
+
+def _still_holds(store: Store, ticket: RunTicket) -> bool:
+    """Whether it was another model's lease that got lost."""
+    try:
+        store.renew_lease(ticket, LEASE_SECONDS)
+    except VehclassError:
+        return False
+    return True
+
+
+def _end(hands: Hands, number: int, ticket: RunTicket, watch: Watch) -> Finished:
+    """Writes that a model's run came to its end."""
+    store, new = hands.store, watch.progress.new_to.get(number, 0)
+    try:
+        counts = store.counts(ticket.run_id)
         code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
-        store.end_run(run_id, RunEnd("done", code, None, watch.progress.listed, watch.progress.new))
+        store.end_run(ticket.run_id, RunEnd("done", code, None, watch.progress.listed, new))
     finally:
         _free(store, ticket)
-    return Finished(run_id, code, counts)
+    return Finished(ticket.run_id, hands.models[number].key, code, counts, new)
 
 
-def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch: Watch) -> None:
+def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch: Watch, number: int) -> None:
     """Writes why a run stopped, and frees its lease; when the store is what failed, the first error is the one to tell."""
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
     code = error.exit_code if isinstance(error, VehclassError | Interrupted) else ExitCode.FAILED
-    message = str(error) or type(error).__name__
+    message, new = str(error) or type(error).__name__, watch.progress.new_to.get(number, 0)
     try:
-        store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, watch.progress.new))
+        store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, new))
     except VehclassError as second:
         if str(second) != str(error):  # else it is the same trouble
             error.add_note(f"The run's end could not be recorded either: {second}")

@@ -26,7 +26,7 @@ def classify(
     from functools import partial
 
     from vehclass import imaging
-    from vehclass.batch.pipeline import Read, classify_batch
+    from vehclass.batch.batches import Read, classify_batch
     from vehclass.errors import ReadError
     from vehclass.model.classifier import Classifier
     from vehclass.records import ImageRef, now
@@ -38,20 +38,18 @@ def classify(
                 raise ReadError("not_a_file", "It is a folder, a pipe or a device.", permanent=True)
             if file.stat().st_size > settings.max_bytes:
                 raise ReadError("too_many_bytes", f"At most {settings.max_bytes} bytes are read.", permanent=True)
-            return Read(ref, file.read_bytes())
+            return Read(ref, (0,), file.read_bytes())
         except ReadError as error:
-            return Read(ref, error=error)
+            return Read(ref, (0,), error=error)
         except OSError as error:
-            return Read(ref, error=ReadError("unreadable", f"{error.strerror or error}.", permanent=True))
+            return Read(ref, (0,), error=ReadError("unreadable", f"{error.strerror or error}.", permanent=True))
 
     classifier = Classifier.open(folder, kind=settings.runtime, threads=1, precision=settings.precision)
-    decode = partial(
-        imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
-    )
+    decode = partial(imaging.decode, formats=settings.image_formats, max_pixels=settings.max_pixels)
     by_name = {}
     for at in range(0, len(files), classifier.batch_size):
         batch = [read(file) for file in files[at : at + classifier.batch_size]]
-        by_name.update({outcome.ref.name: outcome for outcome in classify_batch(batch, decode, classifier)})
+        by_name.update({outcome.ref.name: outcome for _, outcome in classify_batch(batch, decode, [classifier])})
     document: list[dict[str, Any]] = []
     rows = []
     for file in map(str, files):

@@ -5,41 +5,27 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vehclass.cli import options, show
+from vehclass.cli import options, show, summary
 from vehclass.errors import Interrupted, StoreNotFound, UsageError
 from vehclass.settings import Settings
 
 if TYPE_CHECKING:
-    from vehclass.batch.pipeline import Hands, Job, Watch
-    from vehclass.batch.runs import Finished
-    from vehclass.model.precision import Choice
-    from vehclass.stores import Store
+    from vehclass.batch.pipeline import Job, Watch
 
 
-@dataclass(frozen=True, slots=True)
-class Wired:
-    """What a run works with, its store as one that can be read from, too, and what it runs on."""
-
-    hands: "Hands"
-    store: "Store"
-    device: str
-    precision: "Choice"
-
-
-WORTH_A_PROFILE = 500  # images, from which on the start no longer counts for much
 STOP_SECONDS = 19.0  # after a signal; what has not been saved by then stays new for the next run
 
 
 def classify_batch(
     container: options.Container,
-    model: options.Model = None,
+    model: options.Models = None,
     store: options.Store = None,
     prefix: Annotated[
         list[str] | None,
@@ -108,7 +94,7 @@ def classify_batch(
     """
     began = time.monotonic()
     settings = options.given(
-        model=model,
+        model=model[0] if model else None,
         store=store,
         batch_size=batch_size,
         runtime=runtime,
@@ -131,36 +117,37 @@ def classify_batch(
         max_bytes=settings.max_bytes,
         lanes=settings.threads or options.cores(),
     )
-    with _hands(settings, container, job, require_gpu=require_gpu, writing=not dry_run) as wired:
-        hands = wired.hands
+    with _hands(
+        settings, container, job, require_gpu=require_gpu, writing=not dry_run, more=model[1:] if model else []
+    ) as wired:
         if dry_run:
-            _dry_run(job, hands, as_json=as_json)
+            _dry_run(job, wired, as_json=as_json)
             return
         from vehclass.batch import runs
 
         asked = {
-            "container": hands.source.url,
+            "container": wired.hands.source.url,
             "prefix": job.prefixes,
             "include": job.include,
             "since": since,
             "limit": limit,
         }
-        chosen = {"used": wired.precision.name, "why": wired.precision.why}
-        record = json.dumps(
-            {**asked, "retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings), "precision": chosen}
-        )
+        flags = {"retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)}
+        flags["precision"] = [summary.choice(runtime) for runtime in wired.runtimes]
         watch = Watch()
         with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
             watch.tell = tell
-            finished = runs.run(job, hands, watch, command="classify-batch", settings=record)
-        spent = watch.profile.summary(job.lanes, options.cores())
+            ended = runs.run(job, wired.hands, watch, command="classify-batch", settings=json.dumps({**asked, **flags}))
+        spent, seconds = watch.profile.summary(job.lanes, options.cores()), time.monotonic() - began
         if as_json:
-            show.print_json(_as_document(wired, watch, finished, time.monotonic() - began, spent))
+            documents = [summary.as_document(wired, watch, one, number) for number, one in enumerate(ended)]
+            whole = {"seconds": round(seconds, 2), "profile": spent, "store_cost": wired.store.cost()}
+            show.print_json({**documents[0], **whole} if len(documents) == 1 else {"runs": documents, **whole})
         else:
-            _summary(wired, watch, finished, time.monotonic() - began, top_k, spent)
+            summary.show_summary(wired, watch, ended, seconds, top_k, spent)
             if profile:
-                _profile_table(spent)
-    raise typer.Exit(int(finished.exit_code))
+                summary.show_profile(spent)
+    raise typer.Exit(max(int(one.exit_code) for one in ended))
 
 
 def _apart(prefixes: list[str]) -> tuple[str, ...]:
@@ -173,8 +160,10 @@ def _apart(prefixes: list[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool, writing: bool) -> "Iterator[Wired]":
-    """Source, model and store, each checked before any work: the source first, since it asks the least."""
+def _hands(
+    settings: Settings, container: str, job: "Job", *, require_gpu: bool, writing: bool, more: list[str]
+) -> "Iterator[summary.Wired]":
+    """Source, models (those of `more` beside the settings' own) and store, each checked before any work: the source first, since it asks the least."""
     from vehclass import imaging
     from vehclass.batch.pipeline import Hands
     from vehclass.model.classifier import Classifier
@@ -183,27 +172,30 @@ def _hands(settings: Settings, container: str, job: "Job", *, require_gpu: bool,
 
     if require_gpu and settings.runtime == "openvino":
         raise UsageError(reason="--require-gpu goes with --runtime keras or auto: OpenVINO runs on the CPU here.")
-    folder = options.model_folder(settings)
+    folders = [options.model_folder(replace(settings, model=one)) for one in (settings.model, *more)]
+    if len({folder.info.version for folder in folders}) < len(folders):
+        raise UsageError(reason="--model names one model twice.")
     source = open_source(container, options.blob_options(settings))
     source.check()
     try:
         results = open_store(settings.store, create=writing, options=options.store_options(settings))
     except StoreNotFound:
         results = open_store("sqlite:///:memory:", create=True)  # a dry run on nothing: an empty store in memory
-    classifier = Classifier.open(
-        folder,
-        kind=settings.runtime,
-        batch_size=settings.batch_size,
-        threads=job.lanes,
-        require_gpu=require_gpu,
-        precision=settings.precision,
+    classifiers = tuple(
+        Classifier.open(
+            folder,
+            kind=settings.runtime,
+            batch_size=settings.batch_size,
+            threads=job.lanes,
+            require_gpu=require_gpu,
+            precision=settings.precision,
+        )
+        for folder in folders
     )
-    decode = partial(
-        imaging.decode, size=folder.info.input_size, formats=settings.image_formats, max_pixels=settings.max_pixels
-    )
+    decode = partial(imaging.decode, formats=settings.image_formats, max_pixels=settings.max_pixels)
     try:
-        runtime = classifier.runtime
-        yield Wired(Hands(source, decode, classifier, results), results, runtime.device, runtime.precision)
+        runtimes = tuple(classifier.runtime for classifier in classifiers)
+        yield summary.Wired(Hands(source, decode, classifiers, results), results, runtimes)
     finally:
         results.close()
 
@@ -245,10 +237,10 @@ def _stopped_by_signals(watch: "Watch", *, quiet: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
+def _dry_run(job: "Job", wired: summary.Wired, *, as_json: bool) -> None:
     from vehclass.batch.pipeline import Watch, count_new, outcomes_of
 
-    watch = Watch()
+    hands, watch = wired.hands, Watch()
     with _stopped_by_signals(watch, quiet=as_json):
         first = count_new(job, hands, watch)
         began = time.monotonic()
@@ -259,145 +251,30 @@ def _dry_run(job: "Job", hands: "Hands", *, as_json: bool) -> None:
     progress = watch.progress
     estimate = progress.new * seconds / tried if tried else 0.0
     if as_json:
+        new = [progress.new_to.get(number, 0) for number in range(len(hands.models))]
+        models = [model.key for model in hands.models]
+        one = len(models) == 1
         show.print_json(
             {
                 "dry_run": True,
                 "source": hands.source.url,
-                "model": hands.classifier.info.key,
+                "model": models[0] if one else models,
                 "store": hands.store.url,
                 "listed": progress.listed,
-                "new": progress.new,
+                "asked": progress.asked,
+                "new": new[0] if one else new,
                 "bytes": progress.bytes_new,
                 "estimated_seconds": round(estimate, 1),
                 "tried": tried,
             }
         )
         return
-    show.say(
-        f"{progress.new:,} of {progress.listed:,} images are new to {hands.classifier.info.key}: {show.size(progress.bytes_new)}."
-    )
+    for number, model in enumerate(hands.models):
+        new_to = progress.new_to.get(number, 0)
+        show.say(f"{new_to:,} of {progress.listed:,} images are new to {model.key}.")
     if tried:
         show.say(
-            f"That would take about {show.duration(estimate)}, at {tried / seconds:,.0f} images/s as tried on {tried} of them."
+            f"They are {show.size(progress.bytes_new)}, and would take about {show.duration(estimate)}, at "
+            f"{len(first) / seconds:,.0f} images/s as tried on {len(first)} of them."
         )
     show.say("Nothing was written.")
-
-
-def _as_document(
-    wired: Wired, watch: "Watch", finished: "Finished", seconds: float, profile: dict[str, Any]
-) -> dict[str, Any]:
-    hands, counts = wired.hands, finished.counts
-    return {
-        "run_id": finished.run_id,
-        "exit_code": int(finished.exit_code),
-        "source": hands.source.url,
-        "model": hands.classifier.info.key,
-        "store": hands.store.url,
-        "device": wired.device,
-        "precision": {"used": wired.precision.name, "why": wired.precision.why},
-        "listed": watch.progress.listed,
-        "asked": watch.progress.asked,
-        "new": watch.progress.new,
-        "classified": counts.classified,
-        "failed": counts.failed,
-        "quarantined": counts.quarantined,
-        "needs_review": counts.needs_review,
-        "seconds": round(seconds, 2),
-        "profile": profile,
-        "store_cost": wired.store.cost(),
-        "summary": wired.store.run_summary(finished.run_id),
-        "failures": wired.store.failure_codes(finished.run_id),
-    }
-
-
-def _summary(
-    wired: Wired, watch: "Watch", finished: "Finished", seconds: float, top_k: int, profile: dict[str, Any]
-) -> None:
-    hands, counts, progress = wired.hands, finished.counts, watch.progress
-    if not counts.done:
-        model, source = hands.classifier.info.key, hands.source.url
-        if progress.listed:
-            show.say(f"Nothing is new: {model} has looked at all {progress.listed:,} images of {source} before.")
-        else:
-            show.say(
-                f"There is nothing to look at: no file in {source} is what --prefix, --include and --since ask for."
-            )
-        return
-    labels = _top_labels(wired.store.run_summary(finished.run_id), top_k)
-    if labels:
-        _label_table(labels, counts.classified)
-    if counts.failed:
-        from vehclass.records import ResultFilter
-
-        shown = wired.store.first_results("failures", ResultFilter(run_id=finished.run_id), 10)
-        show.table(
-            f"{counts.failed:,} image{'s' if counts.failed != 1 else ''} failed",
-            ("name", "stage", "code", "why"),
-            [(row["name"], row["stage"], row["code"], row["message"]) for row in shown],
-        )
-        if counts.failed > len(shown):
-            more = counts.failed - len(shown)
-            show.say(f"... and {more:,} more: vehclass results list --failures --run {finished.run_id}\n")
-    show.say(
-        f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, "
-        f"of {progress.listed:,} listed."
-    )
-    rate = counts.done / seconds
-    show.say(f"{show.duration(seconds)} from start to end, {rate:,.0f} images/s, on {wired.device}.")
-    if counts.done >= WORTH_A_PROFILE:
-        lanes = {name: show.percent(share) for name, share in profile["lanes"].items()}
-        show.say(
-            f"Cores {show.percent(profile['cores_busy'])} busy; of the lanes' time {lanes['decode']} went into decoding, "
-            f"{lanes['forward']} into the network, {lanes['waiting']} into waiting for photos or the store."
-        )
-    cost = wired.store.cost()
-    if cost:
-        show.say(
-            f"{cost['request_units']:,.0f} request units: {cost['writes']:,} writes at {cost['request_units_per_write']:.2f} each, "
-            f"{cost['reads']:,} reads for {cost['request_units_for_reads']:,.0f}; throttled {cost['throttled']:,} times."
-        )
-    show.say(f"Run {finished.run_id} of {hands.classifier.info.key} on {hands.source.url}, saved to {hands.store.url}.")
-
-
-def _profile_table(profile: dict[str, Any]) -> None:
-    show.table(
-        "Seconds of the threads at each stage",
-        ("stage", "seconds", "times", "ms each"),
-        [
-            (
-                name,
-                f"{spent['seconds']:,.2f}",
-                f"{spent['times']:,}",
-                f"{1000 * spent['seconds'] / max(1, spent['times']):,.2f}",
-            )
-            for name, spent in profile["stages"].items()
-        ],
-        right=("seconds", "times", "ms each"),
-    )
-
-
-def _label_table(labels: list[dict[str, Any]], classified: int) -> None:
-    show.table(
-        None,
-        ("task", "label", "images", "share", "mean probability", "to review"),
-        [
-            (
-                row["task"],
-                row["label"],
-                f"{row['images']:,}",
-                show.percent(row["images"] / classified),
-                f"{row['mean_probability']:.3f}",
-                f"{row['needs_review']:,}",
-            )
-            for row in labels
-        ],
-        right=("images", "share", "mean probability", "to review"),
-    )
-
-
-def _top_labels(rows: list[dict[str, Any]], top_k: int) -> list[dict[str, Any]]:
-    """The most frequent labels of each task, the tasks in their order."""
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_task.setdefault(row["task"], []).append(row)
-    return [row for group in by_task.values() for row in sorted(group, key=lambda row: -row["images"])[:top_k]]

@@ -30,6 +30,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model folder such as models/sample, NAME or NAME@VERSION, or their URL; repeated, several look at each photo.",
+        show_default=False,
+    ),
+]
 Store = Annotated[
     str | None,
     typer.Option(

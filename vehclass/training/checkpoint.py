@@ -28,7 +28,8 @@ Values = list[NDArray[Any]]
 @dataclass(slots=True)
 class State:
     """How far a training is: epochs done, what each brought, seconds spent, the best epoch, the lowest loss and its standard
-    error, the batch's size, whether it came to its end.
+    error, the loss that whole training has to get below to be worth more than the heads alone, the batch's size, whether it came
+    to its end.
 
     The best epoch is the last one within an error of the lowest; -1 as long as nothing was as good as the heads alone.
     """
@@ -40,6 +41,7 @@ class State:
     best: int = -1
     best_loss: float = math.inf
     best_error: float = 0.0
+    heads_loss: float = math.inf
     batch_size: int = 0
     ended: bool = False
 

@@ -82,6 +82,10 @@ class Fitting:
                 began = time.monotonic()
                 self._fit_heads()
                 state.best_loss, state.best_error, _ = self._validated()
+                state.heads_loss = state.best_loss - state.best_error
+                if state.heads_loss <= 0:  # no loss is lower: the validation split cannot tell what more would bring
+                    self._listener.stage("the heads alone leave nothing to learn that the validation split could show")
+                    state.ended = True
                 self._unfinished.save_best(self._network.get_weights())
                 state.spent = time.monotonic() - began
         while True:
@@ -170,6 +174,8 @@ class Fitting:
             # A later epoch was learnt at a lower rate, and on a few hundred photos the difference of two epochs is
             # mostly chance. With the lowest loss alone the epoch taken was one of a quarter of the highest rate.
             better = recipe.patience is None or row["val_loss"] <= state.best_loss + state.best_error
+            # Of few photos the heads alone, which a formula found, are often as good, and more sure to be so on others.
+            better = better and row["val_loss"] < state.heads_loss
             if row["val_loss"] < state.best_loss:
                 state.best_loss, state.best_error = row["val_loss"], row["val_loss_error"]
             if better:
