@@ -11,6 +11,7 @@ import openvino
 import pytest
 
 from tests.conftest import SAMPLE, Answer
+from tests.test_train import folders
 from vehclass.errors import UsageError
 from vehclass.model.agreement import closeness
 from vehclass.model.folder import open_model
@@ -122,3 +123,25 @@ def test_one_sentence(words: tuple[str, ...], vehclass: Callable[..., Answer], d
     assert done.code == 2
     assert "precision" in done.err
     assert len(done.err.strip().splitlines()) <= 2
+
+
+def test_an_8_bit_form_is_made_and_measured(vehclass: Callable[..., Answer], tmp_path: Path) -> None:
+    data = folders(tmp_path / "coloured", {"red": 60, "blue": 60})
+    quick = ("--epochs", "3", "--input-size", "32", "--precision", "float32")
+    made = vehclass("train", data, "--out", "m", "--int8", *quick, "--json", timeout=180)
+    assert made.code == 0, made.err
+    measured = made.json["precisions"]["int8"]
+    assert measured["photos"] == made.json["data"]["photos"]["val"]
+    assert measured["labels_changed"] == 0
+    assert measured["reviews_changed"] <= 1
+    assert {"openvino_int8.xml", "openvino_int8.bin"} <= set(made.json["files"])
+
+    words = ("classify-batch", "-c", data, "-m", "m", "--store", "r.db", "--json")
+    auto = vehclass(*words).json
+    assert auto["precision"]["used"] == "f32"
+    assert "on 12 photos only" in auto["precision"]["why"]
+    done = vehclass(*words[:-2], "s.db", "--json", "--precision", "int8")
+    assert done.code == 0, done.err
+    assert (done.json["classified"], done.json["precision"]["used"]) == (120, "int8")
+    assert [row["images"] for row in done.json["summary"]] == [60, 60]
+    assert abs(done.json["needs_review"] - auto["needs_review"]) <= 4

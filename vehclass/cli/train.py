@@ -171,6 +171,14 @@ def train(
             rich_help_panel=MAIN,
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Make an 8-bit form, too, and measure how far its answers differ: for processors without bfloat16. Needs vehclass[int8].",
+            rich_help_panel=MAIN,
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -228,6 +236,7 @@ def train(
         task_weights=_task_weights(task_weight or []),
         target_precision=target_precision,
         precision=precision,
+        int8=int8,
         seed=seed,
         threads=options.cores(),
         resume=resume,
@@ -235,6 +244,10 @@ def train(
         unlike=unlike,
         note=note,
     )
+    if int8:
+        from vehclass.training.int8 import require_quantizer
+
+        require_quantizer()
     from vehclass.training.checkpoint import Unfinished
     from vehclass.training.fit import train as fit
 

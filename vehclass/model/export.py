@@ -2,6 +2,7 @@
 
     python -m vehclass.model.export convert FORM model.keras PLACE [pixels.npy logits.npy]
     python -m vehclass.model.export answer FORM PLACE pixels.npy logits.npy
+    python -m vehclass.model.export quantize openvino model.xml PLACE pixels.npy
 
 The process has the TensorFlow backend and no GPU, so that a model trained on any Keras backend is exported
 the same way, Keras' own answers are of full precision, and what the frameworks print and hold ends with it.
@@ -57,6 +58,15 @@ def convert(form: str, keras_file: Path, place: Path, questions: tuple[Path, Pat
     require(form)
     words = ("convert", form, str(keras_file), str(place), *map(str, questions or ()))
     _in_child(words, f"The model could not be exported to {form}")
+
+
+def quantize(exported: Path, place: Path, pixels: Path) -> None:
+    """Writes the 8-bit form of an OpenVINO model (.xml) to `place`, its ranges chosen by pictures.
+
+    `pixels` is a .npy of uint8 [n, height, width, 3]. The novelty column stays in 32 bits. Raises VehclassError.
+    """
+    words = ("quantize", "openvino", str(exported), str(place), str(pixels))
+    _in_child(words, "The model could not be brought to 8 bits")
 
 
 def ask(form: str, place: Path, pixels: Path, logits: Path) -> None:
@@ -202,6 +212,25 @@ def _erfc(graph: Any, node: Any, name: str, _: Any) -> Any:
     return graph.make_node("Sub", [one.output[0], erf.output[0]], name=name, outputs=made, dtypes=types, shapes=shapes)
 
 
+def _quantize(exported: Path, place: Path, pixels: Path) -> None:
+    _forbid_telemetry()
+    import nncf
+    import numpy as np
+    import openvino
+
+    pictures = nncf.Dataset([picture[None] for picture in np.load(pixels)])
+    # What is named after it computes distances, in which a rounding of each number would add up.
+    apart = nncf.IgnoredScope(patterns=[".*novelty.*"], validate=False)
+    made = nncf.quantize(
+        openvino.Core().read_model(exported),
+        pictures,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(np.load(pixels, mmap_mode="r")),
+        ignored_scope=apart,
+    )
+    openvino.save_model(made, place, compress_to_fp16=False)
+
+
 def _answer(form: str, place: Path, pixels: Path, logits: Path) -> None:
     import numpy as np
 
@@ -261,6 +290,8 @@ def _main(what: str, form: str, *paths: str) -> None:
     try:
         if what == "convert":
             _convert(form, places[0], places[1], places[2:])
+        elif what == "quantize":
+            _quantize(*places)
         else:
             _answer(form, *places)
     except Exception as error:  # whatever the frameworks raise becomes one line for the parent

@@ -4,6 +4,7 @@ import csv
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from vehclass import __version__
 from vehclass.model.agreement import agreement, closeness
 from vehclass.model.export import export_openvino
-from vehclass.model.folder import KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
+from vehclass.model.folder import INT8_FILE, KERAS_FILE, OPENVINO_FILE, ModelFolder, file_digest, write_model
 from vehclass.model.network import stage_means, with_novelty
-from vehclass.model.precision import F32
+from vehclass.model.precision import F32, INT8
 from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime, fewer_bits_here
 from vehclass.records import ModelInfo, Task, iso, now
 from vehclass.training import novelty
@@ -25,6 +26,7 @@ from vehclass.training.calibrate import calibrated
 from vehclass.training.checkpoint import State
 from vehclass.training.evaluate import all_logits, judge, measure, per_task
 from vehclass.training.fitting import in_full_batches
+from vehclass.training.int8 import make_int8
 from vehclass.training.plan import Listener, Material, Plan
 from vehclass.training.report import Examined, write_card, write_report
 from vehclass.training.splits import SPLITS_FILE, write_splits
@@ -61,6 +63,10 @@ def finish(
         for task, own, truth in per_task(logits, dataset.targets[val], tasks)
     )
     answers = all_logits(runtime.logits, dataset.pixels, test, runtime.batch_size)
+    if plan.int8:
+        listener.stage("making the 8-bit form")
+        photos, checked = (np.asarray(dataset.pixels[rows]) for rows in (sample, val))
+        make_int8(draft / OPENVINO_FILE, draft / INT8_FILE, photos, checked, limit)
     precisions = _precisions(plan, material, draft, answered, limit, logits)
     about = {
         "name": plan.out.name,
@@ -107,7 +113,10 @@ def finish(
 def _runtime(plan: Plan, material: Material, draft: Path, precision: str = F32) -> OpenVinoRuntime:
     side = material.side
     unfinished = ModelInfo(plan.out.name, "draft", material.catalogue.tasks, (side, side), "")
-    folder = ModelFolder(draft, unfinished, {OPENVINO_FILE: file_digest(draft / OPENVINO_FILE)})
+    file = INT8_FILE if precision == INT8 else OPENVINO_FILE
+    folder = ModelFolder(
+        draft, replace(unfinished, facts={"precisions": {INT8: {}}}), {file: file_digest(draft / file)}
+    )
     return OpenVinoRuntime(folder, CPU_BATCH, plan.threads, precision)
 
 
@@ -116,7 +125,7 @@ def _precisions(
 ) -> dict[str, Any]:
     """How close the answers of fewer bits are to `logits`, those of 32 bits, on the validation split: by precision."""
     rows, measured = material.dataset.rows["val"], {}
-    for name in fewer_bits_here():
+    for name in [*fewer_bits_here(), *([INT8] if plan.int8 else [])]:
         runtime = _runtime(plan, material, draft, name)
         other = all_logits(runtime.logits, material.dataset.pixels, rows, runtime.batch_size)
         measured[name] = closeness(logits, other, tasks, limit)

@@ -40,6 +40,7 @@ class Plan:
     task_weights: Mapping[str, float] = field(default_factory=dict)
     target_precision: float = 0.95
     precision: str = "auto"
+    int8: bool = False
     seed: int = 0
     threads: int = 1
     resume: bool = False
