@@ -1,0 +1,235 @@
+"""Speed against what a user would pick instead, side by side in one run: `python -m benchmarks [--quick]`.
+
+Draws photos, makes networks with random weights and 25 labels, and runs each contender in a process of its own,
+alternating, each time on a few photos and on many: the difference is the steady state, without the start. Every figure
+is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores, in the same
+run; the limit is what that allows on all cores, 1 / (1/D + 1/F). Ray Data takes part where it is installed
+(`pip install "ray[data]"`).
+
+`--quick` leaves the others out and compares with benchmarks/figures.json: it fails when the CPU that an image takes,
+as a multiple of the floor, has grown by more than 15 %. A whole run writes that file.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.machine import describe
+from benchmarks.networks import make_model
+from benchmarks.processes import Took, run
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = Path(__file__).with_name("figures.json")
+CORES = os.cpu_count() or 1
+NETWORKS = ("mobilenet_v3_small", "efficientnet_v2_b0")
+PRECISIONS = ("f32", "bf16", "int8")
+PEERS = {
+    "naive": "the naive loop",
+    "keras_dataset": "`image_dataset_from_directory` + `predict`",
+    "ray_data": "Ray Data",
+}
+MOST_GROWTH = 1.15
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A folder of drawn photos, and how many of them the short and the long run take."""
+
+    name: str
+    size: str
+    quality: int
+    few: int
+    many: int
+
+
+SETS = (Photos("1024x768", "1024x768", 82, 256, 2048), Photos("12 megapixels", "4000x3000", 90, 40, 200))
+QUICK = Photos("1024x768", "1024x768", 82, 128, 640)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A contender's steady state: images a second, CPU ms an image; the start in seconds, memory in MB."""
+
+    rate: float
+    cpu_ms: float
+    start: float = 0.0
+    peak_mb: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """The share of all cores that worked."""
+        return self.rate * self.cpu_ms / 1000 / CORES
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network and a set of photos to measure with."""
+
+    photos: Path
+    model: Path
+    of: Photos
+
+    def speed(self, words: Sequence[str]) -> Speed:
+        """One contender: a short run and a long one, of which the difference counts."""
+        short, long = (self._once(words, count) for count in (self.of.few, self.of.many))
+        more = self.of.many - self.of.few
+        rate = more / (long.seconds - short.seconds)
+        cpu_ms = 1000 * (long.cpu_seconds - short.cpu_seconds) / more
+        return Speed(rate, cpu_ms, short.seconds - self.of.few / rate, long.peak_mb)
+
+    def _once(self, words: Sequence[str], count: int) -> Took:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            chosen = {"PHOTOS": self.photos, "MODEL": self.model, "STORE": folder / "results.db", "COUNT": count}
+            filled = [str(chosen.get(word, word)) for word in words]
+            took = run([sys.executable, *filled], folder, _environment())
+            done = json.loads(took.out if words[1] == "vehclass" else took.out.splitlines()[-1])["classified"]
+            if done != count:
+                raise SystemExit(f"{' '.join(filled)} classified {done} of {count} photos.")
+            return took
+
+    def alone(self, *words: str) -> Speed:
+        """A part of our work on all cores, nothing else: decode, or forward in a precision."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                "-m",
+                "benchmarks.contenders",
+                words[0],
+                self.photos,
+                self.model,
+                "-",
+                str(self.of.many),
+                *words[1:],
+            ]
+            said = json.loads(run([sys.executable, *command], Path(folder), _environment()).out.splitlines()[-1])
+        return Speed(said["classified"] / said["seconds"], 1000 * said["cpu_seconds"] / said["classified"])
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "KERAS_BACKEND", "AZURE_STORAGE_KEY") if name in os.environ
+    }
+    return (
+        kept
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        | {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+    )
+
+
+def ours(precision: str) -> list[str]:
+    """The whole command: reading, decoding, the network, all probabilities into SQLite."""
+    batch = ["-m", "vehclass", "classify-batch", "-c", "PHOTOS", "-m", "MODEL", "--include", "*.jpg"]
+    return [*batch, "--limit", "COUNT", "--store", "sqlite:///results.db", "--precision", precision, "--json"]
+
+
+def measure(bench: Bench, contenders: dict[str, list[str]], times: int) -> tuple[dict[str, Speed], dict[str, Speed]]:
+    """Medians of each contender, and of the parts alone, in turns."""
+    speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
+    parts: dict[str, list[Speed]] = {
+        name: [] for name in ("decode", *PRECISIONS) if name == "decode" or name in contenders
+    }
+    for _ in range(times):
+        for name, words in contenders.items():
+            speeds[name].append(bench.speed(words))
+        for name, found in parts.items():
+            found.append(bench.alone("decode") if name == "decode" else bench.alone("forward", name))
+    return {name: median(each) for name, each in speeds.items()}, {name: median(each) for name, each in parts.items()}
+
+
+def median(speeds: Sequence[Speed]) -> Speed:
+    """Each figure's median."""
+    names = ("rate", "cpu_ms", "start", "peak_mb")
+    return Speed(*(statistics.median(getattr(one, name) for one in speeds) for name in names))
+
+
+def table(title: str, speeds: dict[str, Speed], parts: dict[str, Speed]) -> dict[str, float]:
+    """Prints a table; gives the CPU of ours as multiples of the floor, by precision."""
+    best = max((name for name in speeds if name in PRECISIONS), key=lambda name: speeds[name].rate)
+    print(f"\n### {title}\n")
+    print(
+        "| | images/s | of the limit | vehclass is faster by | CPU, ms an image | of the floor | cores busy | start, s | peak memory, MB |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    over = {}
+    for name, one in speeds.items():
+        limit = floor = ratio = ""
+        if name in PRECISIONS:
+            reachable = 1 / (1 / parts["decode"].rate + 1 / parts[name].rate)
+            over[name] = one.cpu_ms / (parts["decode"].cpu_ms + parts[name].cpu_ms)
+            limit, floor = f"{one.rate / reachable:.2f}", f"{over[name]:.2f}"
+        else:
+            ratio = f"{speeds[best].rate / one.rate:.1f} ({speeds['f32'].rate / one.rate:.1f} in f32)"
+        print(
+            f"| {f'vehclass, {name}' if name in PRECISIONS else PEERS[name]} | {one.rate:,.0f} | {limit} | {ratio} | "
+            f"{one.cpu_ms:.2f} | {floor} | {one.busy:.0%} | {one.start:.1f} | {one.peak_mb:,.0f} |",
+            flush=True,
+        )
+    alone = ", ".join(f"{name} {one.rate:,.0f}/s ({one.cpu_ms:.2f} ms)" for name, one in parts.items())
+    print(f"\nAlone on all cores: {alone}.", flush=True)
+    return over
+
+
+def prepare(work: Path, of: Photos, backbone: str) -> Bench:
+    """Draws the photos and makes the network, where they are not there yet."""
+    photos, model = work / of.name, work / backbone
+    if not photos.exists():
+        draw = [sys.executable, ROOT / "scripts/draw_samples.py", photos, "--count", str(of.many), "--size", of.size]
+        subprocess.run([*draw, "--quality", str(of.quality)], check=True, stdout=subprocess.DEVNULL)
+    if not model.exists():
+        make_model(backbone, 224, model)
+    return Bench(photos, model, of)
+
+
+def whole(work: Path, times: int, sets: Sequence[Photos]) -> None:
+    """Every contender on every set with every network; writes figures.json."""
+    there = [name for name in PEERS if name != "ray_data" or importlib.util.find_spec("ray") is not None]
+    contenders = {name: ours(name) for name in PRECISIONS}
+    contenders |= {name: ["-m", "benchmarks.contenders", name, "PHOTOS", "MODEL", "STORE", "COUNT"] for name in there}
+    figures = {}
+    for of in sets:
+        for backbone in NETWORKS:
+            speeds, parts = measure(prepare(work, of, backbone), contenders, times)
+            figures[f"{backbone}, {of.name}"] = table(f"{backbone}, {of.name}", speeds, parts)
+    rounded = {title: {name: round(share, 3) for name, share in over.items()} for title, over in figures.items()}
+    FIGURES.write_text(json.dumps(rounded, indent=2) + "\n")
+
+
+def quick(work: Path) -> int:
+    """Ours alone against the committed figures; 1 when an image costs too much more than it did."""
+    bench = prepare(work, QUICK, NETWORKS[0])
+    title = f"{NETWORKS[0]}, {QUICK.name}"
+    over = table(title, *measure(bench, {name: ours(name) for name in PRECISIONS[:2]}, 3))
+    before = json.loads(FIGURES.read_text())[title]
+    grown = [name for name, share in over.items() if share > MOST_GROWTH * before[name]]
+    for name in grown:
+        print(f"An image takes {over[name]:.2f} times the floor in {name}; it was {before[name]:.2f}.", file=sys.stderr)
+    return 1 if grown else 0
+
+
+def main() -> None:
+    """Measures and prints the tables."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--quick", action="store_true", help="ours alone, compared with the committed figures")
+    asked.add_argument("--times", type=int, default=5)
+    asked.add_argument("--set", choices=[of.name for of in SETS], help="one set of photos instead of all")
+    options = asked.parse_args()
+    print(f"Measured on {describe()}.")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.quick:
+            sys.exit(quick(Path(folder)))
+        whole(Path(folder), options.times, [of for of in SETS if options.set in (None, of.name)])
+
+
+if __name__ == "__main__":
+    main()
