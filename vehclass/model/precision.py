@@ -42,7 +42,7 @@ def choose(facts: Mapping[str, Any], asked: str, capabilities: Collection[str]) 
     for name in FEWER_BITS:
         if name == BF16 and "BF16" not in capabilities:
             reasons.append("the processor has no bf16")
-        elif name not in forms:
+        elif not forms.get(name):
             reasons.append(f"{name} was not measured when the model was made")
         elif (doubt := _doubt(forms[name])) is not None:
             reasons.append(f"{name} {doubt}")

@@ -120,12 +120,13 @@ def _copies(catalogue: Catalogue, seen: Look) -> Iterator[Finding]:
         )
 
     for kind, found, what in (
-        ("exact_copies", exact, "have the same bytes as another"),
-        ("near_copies", near, "look the same as another"),
+        ("exact_copies", exact, ("has", "have", "the same bytes as another")),
+        ("near_copies", near, ("looks", "look", "the same as another")),
     ):
         if found:
             count = len({b for _, b in found})
-            said = f"{_some(count, 'photo')} {what}; copies go into one split together"
+            one, several, rest = what
+            said = f"{_some(count, 'photo')} {one if count == 1 else several} {rest}; copies go into one split together"
             yield Finding("note", kind, count, said, pairs(found))
     both = [*exact, *near]
     torn = [(a, b) for a, b in both if _contradict(samples[a], samples[b], catalogue.tasks)]

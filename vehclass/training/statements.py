@@ -12,6 +12,8 @@ MOST_NAMED: Final = 12
 # Where the name of an option is not that of the plan's field.
 OPTIONS: Final = {"task_name": "task", "input_side": "input-size", "task_weights": "task-weight"}
 
+ON: Final = frozenset({"flip"})  # unless told
+
 
 def purpose(facts: Mapping[str, Any]) -> list[str]:
     """What the model is for."""
@@ -117,7 +119,8 @@ def command(facts: Mapping[str, Any]) -> str | None:
     for name, value in plan.items():
         option = str(OPTIONS.get(name, name)).replace("_", "-")
         if isinstance(value, bool):
-            words += [] if value else [f"--no-{option}"]
+            if value != (name in ON):
+                words.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, Mapping):  # --task-weight view=0.5
             words += [word for key, one in value.items() for word in (f"--{option}", f"{key}={one:g}")]
         elif isinstance(value, str | int | float):
