@@ -44,6 +44,7 @@ class Names:
     """A source with pages of 5,000 names; with `some`, one more after every hundredth, uploaded just now."""
 
     url = "made-up://container"
+    prefix = ""
     concurrency = 2
 
     def __init__(self, count: int, some: bool) -> None:

@@ -106,6 +106,26 @@ def test_a_hint_that_nobody_can_mean_is_not(source: Any, proxy: FaultProxy, monk
     assert whole(read_all(source))
 
 
+@pytest.mark.parametrize(
+    "page", [b"<html><body>Welcome</body></html>", b"<?xml version='1.0' encoding='nonsense'?><a/>", b"<Enumer", b""]
+)
+def test_a_page_of_something_on_the_way_is_no_empty_container(page: bytes, source: Any, proxy: FaultProxy) -> None:
+    first = once_each()
+    changed = Fault(change_body=lambda body: page)
+    proxy.rule = lambda method, path: changed if "comp=list" in path and first(path) else None
+    assert whole(read_all(source))
+
+
+def test_a_body_that_breaks_late_is_asked_for_again(
+    source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one on a slow line has long used up what a silent server gets."""
+    monkeypatch.setattr(patience, "SILENCE_BUDGET", 0.0)
+    first = once_each()
+    proxy.rule = lambda method, path: Fault(cut_after=500) if is_read(method, path) and first(path) else None
+    assert whole(read_all(source))
+
+
 def test_a_listing_that_stumbles_goes_on(source: Any, proxy: FaultProxy) -> None:
     first = once_each()
     proxy.rule = lambda method, path: Fault(status=503) if "comp=list" in path and first(path) else None

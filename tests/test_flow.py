@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vehclass.batch.flow import Allowance, batched, gathered, in_lanes
+from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
 
 
 def alive(name: str) -> list[threading.Thread]:
@@ -160,3 +160,21 @@ class TestGathered:
         for _ in gathered(batches(), 4, "g"):
             break
         assert ended.wait(2)
+
+
+def test_an_error_of_one_ends_the_others_that_have_many_to_give() -> None:
+    given = []
+
+    def work(name: str) -> Iterator[int]:
+        if name == "broken":
+            time.sleep(0.1)
+            raise ValueError("broken")
+        for n in range(10_000):
+            given.append(n)
+            yield n
+            time.sleep(0.001)
+
+    with pytest.raises(ValueError, match="broken"):
+        list(spread(work, ["endless", "broken"], 2, 3, "lane"))
+    assert len(given) < 5_000
+    assert not alive("lane-")

@@ -25,6 +25,7 @@ class Names:
     """A source that makes its images up: number n's bytes are n."""
 
     url = "made-up://"
+    prefix = ""
     concurrency = 3
 
     def __init__(self, count: int, page: int = 100) -> None:

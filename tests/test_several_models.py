@@ -1,5 +1,6 @@
 """Several models in one run: each photo is read once, decoded once a size, and each model keeps its own books."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.conftest import SAMPLE, Answer
 from tests.test_pipeline import FACTS, Names, Parity, names
 from vehclass.batch import runs
 from vehclass.batch.pipeline import Hands, Job, Watch
-from vehclass.errors import LeaseHeld, LeaseLost, ReadError
+from vehclass.errors import LeaseHeld, LeaseLost, ReadError, StoreError
 from vehclass.imaging import Pixels
 from vehclass.model.folder import open_model, write_model
 from vehclass.records import ImageFacts, ImageRef, LeaseClaim, Outcome, RunTicket
@@ -142,12 +143,14 @@ def test_from_outside(vehclass: Callable[..., Answer], drawn: Path, tmp_path: Pa
     for name in other.files:
         (draft / name).write_bytes((SAMPLE / name).read_bytes())
     facts = {name: value for name, value in other.info.facts.items() if name not in ("tasks", "files", "version")}
-    twin = write_model(draft, tmp_path / "twin", {**facts, "name": "twin"}, other.info.tasks)
+    tasks = tuple(replace(task, threshold=0.5) for task in other.info.tasks)
+    twin = write_model(draft, tmp_path / "twin", {**facts, "name": "twin"}, tasks)
     words = ("classify-batch", "-c", drawn, "-m", SAMPLE, "-m", twin.path, "--store", "r.db")
     done = vehclass(*words, "--json")
     assert done.code == 3, done.err
     assert [run["classified"] for run in done.json["runs"]] == [25, 25]
-    assert done.json["runs"][0]["summary"] == done.json["runs"][1]["summary"]
+    found = [[(row["label"], row["images"]) for row in run["summary"]] for run in done.json["runs"]]
+    assert found[0] == found[1]
     stages = done.json["profile"]["stages"]
     assert (stages["read"]["times"], stages["decode"]["times"], stages["forward"]["times"]) == (32, 32, 2)
     said = vehclass(*words, "--full")
@@ -156,3 +159,56 @@ def test_from_outside(vehclass: Callable[..., Answer], drawn: Path, tmp_path: Pa
     twice = vehclass(*words, "-m", SAMPLE)
     assert twice.code == 2
     assert "one model twice" in twice.err
+
+
+def held(store: Store, model: str) -> bool:
+    try:
+        ticket = store.take_lease(LeaseClaim(f"{Names.url} {model}", "probe", "there 1", 60))
+    except LeaseHeld:
+        return True
+    store.free_lease(ticket)
+    return False
+
+
+class Failing:
+    """A store in which something fails for one model."""
+
+    def __init__(self, store: Store, what: str) -> None:
+        self._store, self._what = store, what
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._store, name)
+
+        def fails(*words: Any, **named: Any) -> Any:
+            raise StoreError(url="here", reason="the disk is full")
+
+        if name == self._what:
+            self._what = ""  # once
+            return fails
+        return real
+
+
+@pytest.mark.parametrize("what", ["start_run", "counts", "end_run"])
+def test_no_lease_is_left_behind(what: str, store: Store) -> None:
+    with pytest.raises(StoreError):
+        tell(Names(5), Failing(store, what), Model("a"), Model("b"))  # type: ignore[arg-type]  # a Store by delegation
+    assert not held(store, "a")
+    assert not held(store, "b")
+    status = {run["model"]: run["status"] for run in store.runs(limit=5)}
+    assert what == "start_run" or status["b@b"] == "done"
+
+
+def test_a_lease_that_is_lost_while_nothing_is_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another run's that goes on, not somebody's Ctrl-C."""
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
+
+    class Slow(Names):
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            store._db.execute("free_lease", lease_key=f"{self.url} a", fence=1, run_id=store.runs(limit=1)[0]["run_id"])  # type: ignore[attr-defined]
+            store.take_lease(LeaseClaim(f"{self.url} a", "thief", "there 1", 60))
+            time.sleep(0.5)
+            yield from super().pages(prefix)
+
+    with pytest.raises(LeaseLost):
+        tell(Slow(0), store, Model("a"))
+    assert store.runs(limit=1)[0]["status"] == "running"  # whoever took the lease over ends it

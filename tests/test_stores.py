@@ -352,20 +352,44 @@ class TestLeases:
         assert rows(store, "predictions") == []
 
     def test_a_mark_is_kept_for_the_next_run(self, store: Store) -> None:
+        group, key, other = "a" * 32, "0" * 32, "f" * 32
         first = begin(store, "run-1")
-        assert store.mark("0" * 32) is None
-        store.leave_mark("0" * 32, "one", first)
-        store.leave_mark("f" * 32, "another's", first)
+        assert store.marks(group) == {}
+        store.open_mark(group, key, first)
+        store.open_mark(group, other, first)
+        store.open_mark("b" * 32, "c" * 32, first)
+        assert store.marks(group) == {key: "", other: ""}
+        store.leave_mark(key, "one", first)
+        store.leave_mark(other, "another's", first)
+        store.open_mark(group, key, first)
+        assert store.marks(group) == {key: "one", other: "another's"}
         long = "done " * 180_000  # as after a night of hundreds of millions
-        store.leave_mark("0" * 32, long, first)
-        assert (store.mark("0" * 32), store.mark("f" * 32)) == (long, "another's")
+        store.leave_mark(key, long, first)
+        assert store.marks(group)[key] == long
+        store.drop_marks([key, "d" * 32], first)
+        assert store.marks(group) == {key: "", other: "another's"}
+
+    def test_a_mark_goes_where_there_is_room_for_it(self, store: Store) -> None:
+        first = begin(store, "run-1")
+        store.open_mark("a" * 32, "0" * 32, first)
+        second = begin(store, "run-2")
+        store.leave_mark("0" * 32, "without room", second)
+        store.leave_mark("1" * 32, "without room", second)
+        assert store.marks("a" * 32) == {"0" * 32: ""}
 
     def test_who_wakes_up_late_leaves_no_mark(self, store: Store) -> None:
         late = begin(store, "run-1")
+        store.open_mark("a" * 32, "0" * 32, late)
+        store.leave_mark("0" * 32, "in time", late)
         begin(store, "run-2")
-        with pytest.raises(LeaseLost):
-            store.leave_mark("0" * 32, "late", late)
-        assert store.mark("0" * 32) is None
+        for work in (
+            lambda: store.leave_mark("0" * 32, "late", late),
+            lambda: store.drop_marks(["0" * 32], late),
+            lambda: store.open_mark("a" * 32, "1" * 32, late),
+        ):
+            with pytest.raises(LeaseLost):
+                work()
+        assert store.marks("a" * 32) == {"0" * 32: "in time"}
 
     def test_threads_share_a_store(self, store: Store, ticket: RunTicket) -> None:
         def work(lane: int) -> None:
@@ -421,13 +445,15 @@ class TestSqliteFile:
         store = open_store(str(tmp_path / "r.db"), create=True)
         ticket = begin(store, "run-1")
         store.save([classified("a"), classified("b")], MODEL, ticket, max_attempts=3)
+        store.open_mark("a" * 32, "0" * 32, ticket)
         store.leave_mark("0" * 32, "all done", ticket)
         store.save([classified("b", etag="2")], MODEL, ticket, max_attempts=3)
-        assert store.mark("0" * 32) == "all done"
+        assert store.marks("a" * 32) == {"0" * 32: "all done"}
         with sqlite3.connect(tmp_path / "r.db") as plain:
             plain.execute("DELETE FROM outcome WHERE image_seq = 1")
         plain.close()
-        assert store.mark("0" * 32) is None
+        store.leave_mark("0" * 32, "all done", ticket)
+        assert store.marks("a" * 32) == {}
         store.close()
 
     def test_a_store_of_an_earlier_version_is_brought_up_to_date(self, tmp_path: Path) -> None:
@@ -440,12 +466,12 @@ class TestSqliteFile:
             plain.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         plain.close()
         store = open_store(str(tmp_path / "r.db"))
-        assert (store.check()["schema_version"], store.mark("0" * 32)) == (1, None)
+        assert (store.check()["schema_version"], store.marks("a" * 32)) == (1, {})
         store.close()
         store = open_store(str(tmp_path / "r.db"), create=True)
         assert store.check()["schema_version"] == migrations("sqlite")[-1][0]
-        store.leave_mark("0" * 32, "all done", begin(store, "run-1"))
-        assert store.mark("0" * 32) == "all done"
+        store.open_mark("a" * 32, "0" * 32, begin(store, "run-1"))
+        assert store.marks("a" * 32) == {"0" * 32: ""}
         store.close()
 
     def test_the_tables_a_person_queries(self, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Settings:
     precision: str = _setting(
         "auto",
         "VEHCLASS_PRECISION",
-        "the arithmetic of the network on a CPU: auto takes bf16 or int8 where the model's own record proves that the answers stay the same",
+        "the arithmetic of the network on a CPU: auto takes bf16 or int8 where the model's own record has measured that the answers stay the same",
         choices=("auto", "f32", "bf16", "int8"),
     )
     batch_size: int | None = _setting(

@@ -1,13 +1,18 @@
 -- What a run that accounted for every name leaves for the next, so that it need not ask about each again.
 CREATE TABLE dbo.mark (
-  mark_key CHAR(32)      COLLATE Latin1_General_100_BIN2 NOT NULL, -- 128-bit hash of source, model version, prefix and patterns
-  mark     NVARCHAR(MAX) COLLATE Latin1_General_100_BIN2 NOT NULL, -- JSON: when that run began, fingerprints of stretches of names, which to try again
-  left_at  DATETIME2(3)  NOT NULL,
+  mark_key   CHAR(32)      COLLATE Latin1_General_100_BIN2 NOT NULL, -- 128-bit hash of source, model version, prefixes and patterns
+  mark_group CHAR(32)      COLLATE Latin1_General_100_BIN2 NOT NULL, -- 128-bit hash of source and model version
+  mark       NVARCHAR(MAX) COLLATE Latin1_General_100_BIN2 NOT NULL, -- JSON: when that run began, fingerprints of stretches of names, which to try again; '' when no longer good
+  run_id     NVARCHAR(64)  COLLATE Latin1_General_100_BIN2 NOT NULL, -- the last run that made room for its mark here
+  left_at    DATETIME2(3)  NOT NULL,
   CONSTRAINT mark_once PRIMARY KEY CLUSTERED (mark_key)
 );
 GO
 
--- Rows that somebody deletes are to come back: every name is asked about again.
+CREATE INDEX mark_by_group ON dbo.mark (mark_group);
+GO
+
+-- Rows that somebody deletes are to come back: every name is asked about again, and a run that is at it leaves no mark.
 CREATE TRIGGER dbo.outcome_deleted ON dbo.outcome AFTER DELETE AS
 BEGIN
   SET NOCOUNT ON;

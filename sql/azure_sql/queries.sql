@@ -307,15 +307,24 @@ SELECT @@ROWCOUNT AS changed;
 UPDATE dbo.lease SET run_id = NULL
 WHERE lease_id = HASHBYTES('SHA2_256', @lease_key) AND fence = @fence AND run_id = @run_id;
 
--- name: read_mark
--- parameters: @mark_key CHAR(32)
-SELECT mark FROM dbo.mark WHERE mark_key = @mark_key;
+-- name: read_marks
+-- parameters: @mark_group CHAR(32)
+SELECT mark_key, mark FROM dbo.mark WHERE mark_group = @mark_group;
+
+-- name: open_mark
+-- parameters: @mark_key CHAR(32), @mark_group CHAR(32), @run_id NVARCHAR(64), @now CHAR(24)
+UPDATE dbo.mark WITH (UPDLOCK, HOLDLOCK) SET run_id = @run_id WHERE mark_key = @mark_key;
+IF @@ROWCOUNT = 0
+  INSERT INTO dbo.mark (mark_key, mark_group, mark, run_id, left_at) VALUES (@mark_key, @mark_group, N'', @run_id, @now);
+
+-- name: drop_marks
+-- parameters: @mark_keys NVARCHAR(MAX)
+-- mark_keys: [key, ...]
+UPDATE dbo.mark SET mark = N'' WHERE mark_key IN (SELECT k.value FROM OPENJSON(@mark_keys) AS k);
 
 -- name: leave_mark
--- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @now CHAR(24)
-UPDATE dbo.mark WITH (UPDLOCK, HOLDLOCK) SET mark = @mark, left_at = @now WHERE mark_key = @mark_key;
-IF @@ROWCOUNT = 0
-  INSERT INTO dbo.mark (mark_key, mark, left_at) VALUES (@mark_key, @mark, @now);
+-- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @run_id NVARCHAR(64), @now CHAR(24)
+UPDATE dbo.mark SET mark = @mark, left_at = @now WHERE mark_key = @mark_key AND run_id = @run_id;
 
 -- name: count_outcomes
 -- parameters: @run_id NVARCHAR(64)

@@ -132,12 +132,19 @@ WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 -- name: free_lease
 UPDATE lease SET run_id = NULL WHERE lease_key = :lease_key AND fence = :fence AND run_id = :run_id;
 
--- name: read_mark
-SELECT mark FROM mark WHERE mark_key = :mark_key;
+-- name: read_marks
+SELECT mark_key, mark FROM mark WHERE mark_group = :mark_group;
+
+-- name: open_mark
+INSERT INTO mark (mark_key, mark_group, mark, run_id, left_at) VALUES (:mark_key, :mark_group, '', :run_id, :now)
+ON CONFLICT (mark_key) DO UPDATE SET run_id = excluded.run_id;
+
+-- name: drop_marks
+-- mark_keys: [key, ...]
+UPDATE mark SET mark = '' WHERE mark_key IN (SELECT value FROM json_each(:mark_keys));
 
 -- name: leave_mark
-INSERT INTO mark (mark_key, mark, left_at) VALUES (:mark_key, :mark, :now)
-ON CONFLICT (mark_key) DO UPDATE SET mark = excluded.mark, left_at = excluded.left_at;
+UPDATE mark SET mark = :mark, left_at = :now WHERE mark_key = :mark_key AND run_id = :run_id;
 
 -- name: count_outcomes
 SELECT status, count(*) FROM outcome WHERE run_id = :run_id GROUP BY status;

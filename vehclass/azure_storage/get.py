@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
-from azure.core.exceptions import HttpResponseError, IncompleteReadError
+from azure.core.exceptions import AzureError, HttpResponseError, IncompleteReadError
 from azure.core.rest import HttpRequest
 from azure.storage.blob import ContainerClient
 
@@ -20,6 +20,10 @@ MONTHS: Final = {
         ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), start=1
     )
 }
+
+
+class BrokenOff(IncompleteReadError):
+    """An answer that began and did not come to its end."""
 
 
 class Listed(NamedTuple):
@@ -42,10 +46,11 @@ def list_page(client: ContainerClient, prefix: str, marker: str, most: int) -> t
     body = get(client, "", asked, {}).content
     try:
         answer = _xml(body)
-        blobs = answer.find("Blobs")
-        found = [_listed(blob) for blob in (blobs if blobs is not None else ()) if blob.tag == "Blob"]
-        return found, answer.findtext("NextMarker") or ""
-    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        following = answer.find("NextMarker")
+        if answer.tag != "EnumerationResults" or following is None:  # a page of something on the way
+            raise ValueError("it is no list of blobs")
+        return [_listed(blob) for blob in answer.iterfind("Blobs/Blob")], following.text or ""
+    except (ElementTree.ParseError, KeyError, ValueError, LookupError) as error:
         raise IncompleteReadError(f"The listing came damaged: {error}") from error
 
 
@@ -59,7 +64,10 @@ def get(client: ContainerClient, path: str, query: Mapping[str, str], headers: M
     )
     # Streaming, since otherwise the pipeline makes text or XML of the body by itself.
     response = client._pipeline.run(request, stream=True).http_response
-    response.read()
+    try:
+        response.read()
+    except AzureError as error:
+        raise BrokenOff(f"The body broke off: {error}") from error
     if response.status_code != 200:
         raise _refused(response)
     return response
@@ -71,7 +79,7 @@ def _refused(response: Any) -> HttpResponseError:
     try:
         said = _xml(response.content)
         code, message = said.findtext("Code") or code, said.findtext("Message") or message
-    except ElementTree.ParseError:  # no body, or that of something on the way
+    except (ElementTree.ParseError, ValueError, LookupError):  # no body, or that of something on the way
         pass
     error = HttpResponseError(message, response=response)
     error.error_code = code  # type: ignore[attr-defined]  # as on the SDK's own

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, IncompleteReadError
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 T = TypeVar("T")
 
 SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try begins
 BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later
+LEAST_OF_BODIES: Final = 2  # tries of an answer that began to arrive
 LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -48,6 +49,8 @@ def _may_help(error: BaseException) -> bool:
 def _enough(state: RetryCallState) -> bool:
     """When to give up: soon on silence, later on a server that answers."""
     error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, IncompleteReadError) and state.attempt_number < LEAST_OF_BODIES:
+        return False  # a large one may take longer than the budget before its line breaks
     budget = SILENCE_BUDGET if status_of(error) is None else BUSY_BUDGET
     elapsed = time.monotonic() - state.start_time
     return elapsed + (_hint(error) or 0.0) > budget or state.attempt_number >= 8

@@ -51,7 +51,7 @@ def spread(work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buf
                     break
                 for result in work(item):  # type: ignore[arg-type]  # an item, since it is not the end
                     deliver(result)
-                    if abandoned.is_set():
+                    if closed.is_set():
                         break
         except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
             closed.set()

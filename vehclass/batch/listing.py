@@ -4,7 +4,8 @@ A listing is cut into stretches of some thousand names, at places that the names
 changes only the stretch that it falls into. A run that accounted for every name leaves a Mark: when it began, and a
 fingerprint of the names and etags of each stretch that are older than that. The next run asks the store about what is
 newer, and about every name of a stretch that has another fingerprint. No clock has to be right for that: a photo that
-is replaced, restored or moved in with an old time changes its stretch, and is asked about.
+is replaced, restored or moved in with an old time changes its stretch, and is asked about. A mark is only good as long as
+the store holds what it held: `marks.py` sees to that.
 """
 
 import json
@@ -36,13 +37,13 @@ class Mark:
     began: datetime
     stretches: frozenset[bytes]
     again: frozenset[str]  # image_ids whose failure may pass
+    prefixes: tuple[str, ...] = ("",)  # what was listed
 
     def as_text(self) -> str:
         """JSON, of about 16 bytes a stretch."""
         joined = b64encode(b"".join(sorted(self.stretches))).decode()
-        return json.dumps(
-            {"format": FORMAT, "began": iso(self.began), "stretches": joined, "again": sorted(self.again)}
-        )
+        facts = {"format": FORMAT, "began": iso(self.began), "stretches": joined, "again": sorted(self.again)}
+        return json.dumps({**facts, "prefixes": self.prefixes})
 
 
 def read_mark(text: str | None) -> Mark | None:
@@ -53,7 +54,8 @@ def read_mark(text: str | None) -> Mark | None:
             return None
         joined = b64decode(found["stretches"], validate=True)
         pieces = frozenset(joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES))
-        return Mark(datetime.fromisoformat(found["began"]), pieces, frozenset(found["again"]))
+        began, again = datetime.fromisoformat(found["began"]), frozenset(found["again"])
+        return Mark(began, pieces, again, tuple(found["prefixes"]))
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -68,7 +70,7 @@ def in_common(marks: Sequence[Mark | None]) -> Mark | None:
         if mark is None or (mark.began, mark.stretches) != (first.began, first.stretches):
             return None
         again |= mark.again
-    return Mark(first.began, first.stretches, frozenset(again))
+    return Mark(first.began, first.stretches, frozenset(again), first.prefixes)
 
 
 class Listing:
@@ -134,11 +136,11 @@ class Listing:
         if len(self._again) <= MOST_AGAIN:
             self._again.add(ref.image_id)
 
-    def mark(self) -> Mark | None:
-        """The next mark, once every name is accounted for; None where it would be too large."""
+    def mark(self, prefixes: tuple[str, ...] = ("",)) -> Mark | None:
+        """The next mark, of the prefixes that were listed, once every name is accounted for; None where it would be too large."""
         if len(self._again) > MOST_AGAIN or len(self._seen) > MOST_STRETCHES:
             return None
-        return Mark(self._began, frozenset(self._seen), frozenset(self._again))
+        return Mark(self._began, frozenset(self._seen), frozenset(self._again), prefixes)
 
 
 class _Cut:

@@ -5,21 +5,20 @@ with one or the other, and a GPU is fed by whichever lane is ready. One photo in
 """
 
 import fnmatch
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import blake2b
 from signal import SIGINT, Signals
 from typing import Final
 
 from vehclass.batch.batches import Read, Todo, classify_batch
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
-from vehclass.batch.listing import Listing, in_common, read_mark
+from vehclass.batch.listing import Listing
+from vehclass.batch.marks import Marks
 from vehclass.batch.ports import Classifier, Decode, Source, Store
 from vehclass.batch.profile import Profile
-from vehclass.errors import ReadError, TooManyFailures
+from vehclass.errors import LeaseLost, ReadError, TooManyFailures
 from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
@@ -49,11 +48,6 @@ class Job:
         if self.since is not None and ref.modified_at < self.since:
             return False
         return not self.include or any(fnmatch.fnmatchcase(ref.name, pattern) for pattern in self.include)
-
-    def mark_key(self, source: str, model: ModelInfo) -> str:
-        """Under what a run of this leaves its mark."""
-        asked = json.dumps([source, model.version, sorted(self.prefixes), sorted(self.include)])
-        return blake2b(asked.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(slots=True)
@@ -117,6 +111,7 @@ class Watch:
     profile: Profile = field(default_factory=Profile)
     stop: threading.Event = field(default_factory=threading.Event)
     signal: Signals = SIGINT
+    lost: LeaseLost | None = None  # why `stop` is set, where no signal asked for it
 
 
 def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Watch) -> None:
@@ -125,10 +120,13 @@ def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Wa
     Each model has its ticket. Raises TooManyFailures, LeaseLost, ServiceUnreachable or StoreError; what was saved
     stays saved.
     """
-    progress, listing = watch.progress, begin_listing(job, hands)
+    progress, marks = watch.progress, marks_of(job, hands)
+    listing = marks.listing(now(), full=job.full or job.retry_failed)
+    marks.begin(tickets)
     ready = outcomes_of(job, hands, new_images(job, hands, listing, watch), watch)
     for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
         with watch.profile.stage("save"):
+            marks.before_save(tickets)
             for number, (model, ticket) in enumerate(zip(hands.models, tickets, strict=True)):
                 own = [outcome for of, outcome in outcomes if of == number]
                 if own:
@@ -144,18 +142,14 @@ def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Wa
             raise TooManyFailures(
                 failed=progress.failed, done=progress.done, allowed=job.max_failure_rate, run_id=tickets[0].run_id
             )
-    mark = listing.mark()
-    if progress.accounted and not watch.stop.is_set() and job.since is None and mark is not None:
-        for model, ticket in zip(hands.models, tickets, strict=True):
-            hands.store.leave_mark(job.mark_key(hands.source.url, model), mark.as_text(), ticket)
+    if progress.accounted and not watch.stop.is_set():
+        marks.leave(listing, tickets)
 
 
-def begin_listing(job: Job, hands: Hands) -> Listing:
-    """A walk over the source's listing that starts from what the last complete run of this job left."""
-    if job.since is not None or job.full or job.retry_failed:
-        return Listing(None, now())
-    marks = [read_mark(hands.store.mark(job.mark_key(hands.source.url, model))) for model in hands.models]
-    return Listing(in_common(marks), now())
+def marks_of(job: Job, hands: Hands) -> Marks:
+    """What the last complete runs of these models left."""
+    prefixes = [f"{hands.source.prefix}{prefix}" for prefix in job.prefixes]
+    return Marks(hands.store, hands.source.url, hands.models, prefixes, job.include, kept=job.since is None)
 
 
 def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterator[Todo]:
@@ -261,7 +255,8 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
 def count_new(job: Job, hands: Hands, watch: Watch) -> list[Todo]:
     """For a dry run: counts all that is new, and returns the first few to try the speed on."""
     first: list[Todo] = []
-    for todo in new_images(job, hands, begin_listing(job, hands), watch):
+    listing = marks_of(job, hands).listing(now(), full=job.full or job.retry_failed)
+    for todo in new_images(job, hands, listing, watch):
         if len(first) < 2 * hands.classifiers[0].batch_size:
             first.append(todo)
     return first

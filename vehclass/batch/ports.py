@@ -25,6 +25,7 @@ class Source(Protocol):
     """Where photos are."""
 
     url: str  # canonical, without secrets: part of every image's key
+    prefix: str  # that every name begins with, and that prefixes are below
     concurrency: int  # how many reads it likes at a time
 
     def check(self) -> None:
@@ -88,10 +89,18 @@ class Store(Protocol):
         """What a run has finished so far, as the store has it."""
         ...
 
-    def mark(self, key: str) -> str | None:
-        """What the last complete run of a job left under its key; None when there is nothing."""
+    def marks(self, group: str) -> dict[str, str]:
+        """What complete runs left, '' where it is no longer good, by key: of a group, which is a source and a model."""
+        ...
+
+    def open_mark(self, group: str, key: str, ticket: RunTicket) -> None:
+        """Makes room for a run's mark; raises LeaseLost. Whoever deletes results deletes all marks, this room included."""
+        ...
+
+    def drop_marks(self, keys: Sequence[str], ticket: RunTicket) -> None:
+        """Makes marks no longer good; raises LeaseLost."""
         ...
 
     def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
-        """Leaves that for the next run; raises LeaseLost."""
+        """Leaves a run's mark where there still is the room for it; raises LeaseLost."""
         ...

@@ -1,6 +1,5 @@
 """Where a run's time goes: seconds by stage, added up over all threads as they work."""
 
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ class Profile:
     def __init__(self) -> None:
         self.stages = {stage: Spent() for stage in STAGES}
         self._lock = threading.Lock()
-        self._began, self._cpu_began = time.perf_counter(), _cpu_seconds()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -49,7 +48,7 @@ class Profile:
         decode, forward = (self.stages[stage].seconds / whole for stage in ("decode", "forward"))
         return {
             "seconds": round(seconds, 3),
-            "cores_busy": round((_cpu_seconds() - self._cpu_began) / (seconds * cores), 3),
+            "cores_busy": round((time.process_time() - self._cpu_began) / (seconds * cores), 3),
             "lanes": {
                 "decode": round(decode, 3),
                 "forward": round(forward, 3),
@@ -59,9 +58,3 @@ class Profile:
                 name: {"seconds": round(spent.seconds, 3), "times": spent.times} for name, spent in self.stages.items()
             },
         }
-
-
-def _cpu_seconds() -> float:
-    """Of this process, on all cores together."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,31 +37,39 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     `watch.stop` was set, and whatever stopped the work.
     """
     tickets = _take_leases(hands)
-    with ExitStack() as stack:
-        for number, ticket in enumerate(tickets):
-            start = RunStart(
-                ticket.run_id, command, hands.source.url, hands.models[number].key, settings, socket.gethostname()
-            )
-            stack.enter_context(_recorded(hands, number, ticket, start, watch))
-        classify_new(job, hands, tickets, watch)
-        if watch.stop.is_set():
-            raise Interrupted(watch.signal, "What was finished is saved; run the same command again to go on.")
-    return [_end(hands, number, ticket, watch) for number, ticket in enumerate(tickets)]
+    with ExitStack() as leases:
+        for ticket in tickets:
+            leases.callback(_free, hands.store, ticket)
+        with ExitStack() as records:
+            for number, ticket in enumerate(tickets):
+                start = RunStart(
+                    ticket.run_id, command, hands.source.url, hands.models[number].key, settings, socket.gethostname()
+                )
+                records.enter_context(_recorded(hands, number, ticket, start, watch))
+            classify_new(job, hands, tickets, watch)
+            if watch.lost is not None:
+                raise watch.lost
+            if watch.stop.is_set():
+                raise Interrupted(watch.signal, "What was finished is saved; run the same command again to go on.")
+        return _end_all(hands, tickets, watch)
 
 
 def _take_leases(hands: Hands) -> list[RunTicket]:
-    """The lease of every model, or of none; raises LeaseHeld."""
-    tickets: list[RunTicket] = []
+    """The lease of every model, or of none; raises LeaseHeld.
+
+    Taken in an order that is the models' own, so that two runs of the same ones do not each get some.
+    """
+    tickets: dict[int, RunTicket] = {}
     try:
-        for model in hands.models:
+        for number, model in sorted(enumerate(hands.models), key=lambda pair: pair[1].version):
             run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             key = f"{hands.source.url} {model.version}"
-            tickets.append(hands.store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone)))
+            tickets[number] = hands.store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
     except BaseException:
-        for ticket in tickets:
+        for ticket in tickets.values():
             _free(hands.store, ticket)
         raise
-    return tickets
+    return [tickets[number] for number in range(len(hands.models))]
 
 
 @contextmanager
@@ -87,16 +95,23 @@ def _still_holds(store: Store, ticket: RunTicket) -> bool:
     return True
 
 
-def _end(hands: Hands, number: int, ticket: RunTicket, watch: Watch) -> Finished:
-    """Writes that a model's run came to its end."""
-    store, new = hands.store, watch.progress.new_to.get(number, 0)
-    try:
-        counts = store.counts(ticket.run_id)
-        code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
-        store.end_run(ticket.run_id, RunEnd("done", code, None, watch.progress.listed, new))
-    finally:
-        _free(store, ticket)
-    return Finished(ticket.run_id, hands.models[number].key, code, counts, new)
+def _end_all(hands: Hands, tickets: Sequence[RunTicket], watch: Watch) -> list[Finished]:
+    """Writes of each model's run that it came to its end; where that fails for one, still of the others."""
+    ended: list[Finished] = []
+    errors: list[VehclassError] = []
+    for number, ticket in enumerate(tickets):
+        new = watch.progress.new_to.get(number, 0)
+        try:
+            counts = hands.store.counts(ticket.run_id)
+            code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
+            hands.store.end_run(ticket.run_id, RunEnd("done", code, None, watch.progress.listed, new))
+        except VehclassError as error:
+            errors.append(error)
+        else:
+            ended.append(Finished(ticket.run_id, hands.models[number].key, code, counts, new))
+    if errors:
+        raise errors[0]
+    return ended
 
 
 def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch: Watch, number: int) -> None:
@@ -109,8 +124,6 @@ def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch
     except VehclassError as second:
         if str(second) != str(error):  # else it is the same trouble
             error.add_note(f"The run's end could not be recorded either: {second}")
-    finally:
-        _free(store, ticket)
 
 
 def _free(store: Store, ticket: RunTicket) -> None:
@@ -123,14 +136,13 @@ def _free(store: Store, ticket: RunTicket) -> None:
 def _heartbeat(store: Store, ticket: RunTicket, watch: Watch) -> Iterator[None]:
     """Renews the lease in the background; a lease that is lost stops the run, and its next save refuses."""
     over = threading.Event()
-    lost: list[LeaseLost] = []
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
             try:
                 store.renew_lease(ticket, LEASE_SECONDS)
             except LeaseLost as error:
-                lost.append(error)
+                watch.lost = error
                 watch.stop.set()
                 return
             except VehclassError:
@@ -143,8 +155,6 @@ def _heartbeat(store: Store, ticket: RunTicket, watch: Watch) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-    if lost:
-        raise lost[0]
 
 
 def identity() -> str:

@@ -65,7 +65,7 @@ Precision = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="The arithmetic on a CPU: f32, bf16, int8, or auto for the quickest that is proven to answer alike. (default: auto)",
+        help="The arithmetic on a CPU: f32, bf16, int8, or auto for the quickest that was measured to answer alike. (default: auto)",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Which arithmetic a CPU runs a network in: 32 bits, unless fewer were asked for or proven to give the same answers."""
+"""Which arithmetic a CPU runs a network in: 32 bits, unless fewer were asked for or measured to give the same answers."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ AUTO, F32, BF16, INT8 = "auto", "f32", "bf16", "int8"
 PRECISIONS: Final = (AUTO, F32, BF16, INT8)
 # The quickest first. Where a processor multiplies bfloat16 by itself it is as quick as 8 bits, and closer to 32.
 FEWER_BITS: Final = (BF16, INT8)
-LEAST_PHOTOS: Final = 100  # that were compared: of fewer, none that changes says little
+LEAST_PHOTOS: Final = 100  # that were compared: none of fewer says little, and none of 100 still allows 3 in 100
 MOST_CHANGED: Final = 0.001  # of the photos may get another label
 MOST_REVIEWS: Final = 0.01  # of the photos may be sent to review by only one of them
 MOST_APART: Final = 0.01  # of a probability, as a mean over photos of each one's greatest difference

@@ -26,7 +26,7 @@ class BlobSource:
     def __init__(self, container: Container, concurrency: int) -> None:
         self._container = container
         self._client = container.client
-        self._prefix = container.prefix
+        self.prefix = container.prefix
         self.concurrency = concurrency
         self.url = container.url
         self._look_turn = threading.Lock()
@@ -44,7 +44,7 @@ class BlobSource:
         """Every blob under a prefix, a page of the service's at a time."""
         marker = ""
         while True:
-            found, marker = self._container.ask(partial(list_page, self._client, self._prefix + prefix, marker, PAGE))
+            found, marker = self._container.ask(partial(list_page, self._client, self.prefix + prefix, marker, PAGE))
             yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in found]
             if not marker:
                 return

@@ -21,6 +21,7 @@ class FolderSource:
     are not, since they may lead in circles.
     """
 
+    prefix = ""
     concurrency = 4  # reading from a disk hides behind decoding with few threads
 
     def __init__(self, root: Path) -> None:

@@ -157,21 +157,52 @@ class RunBook:
 
         self._requests.attempt(free(), "freeing the lease")
 
-    def mark(self, key: str) -> str | None:
-        """What the last complete run of a job left under its key; None when there is nothing."""
-        found = self._requests.attempt(self._requests.document(self._runs, f"mark-{key}"), "reading the mark")
-        return found["mark"] if found else None
+    def marks(self, group: str) -> dict[str, str]:
+        """What complete runs left, '' where it is no longer good, by key; none where results expire by themselves."""
+        if self._options.cosmos_result_days:
+            return {}
+        query = "SELECT * FROM c WHERE c.type = 'mark' AND c.source = @group"
+        found = self._requests.attempt(self._requests.query(self._runs, query, {"group": group}), "reading the marks")
+        return {str(one["mark_key"]): str(one["mark"]) for one in found}
+
+    def open_mark(self, group: str, key: str, ticket: RunTicket) -> None:
+        """Makes room for a run's mark; raises LeaseLost."""
+
+        async def make() -> None:
+            await self.must_hold_lease(ticket)
+            found = await self._requests.document(self._runs, f"mark-{key}")
+            kept = {"mark": found["mark"] if found else "", "ttl": self._options.cosmos_run_days * DAY}
+            named = {"id": f"mark-{key}", "type": "mark", "source": group, "mark_key": key}
+            await self._requests.upsert(self._runs, {**named, **kept, "run_id": ticket.run_id, "left_at": iso(now())})
+
+        if not self._options.cosmos_result_days:
+            self._requests.attempt(make(), "making room for a mark")
+
+    def drop_marks(self, keys: Sequence[str], ticket: RunTicket) -> None:
+        """Makes marks no longer good; raises LeaseLost."""
+
+        async def drop() -> None:
+            await self.must_hold_lease(ticket)
+            for key in keys:
+                await self._change_mark(key, mark="")
+
+        self._requests.attempt(drop(), "taking marks away")
 
     def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
-        """Leaves that for the next run; raises LeaseLost."""
+        """Leaves a run's mark where there still is the room for it; raises LeaseLost."""
 
         async def leave() -> None:
             await self.must_hold_lease(ticket)
-            kept = self._options.cosmos_run_days * DAY
-            left = {"id": f"mark-{key}", "type": "mark", "mark": mark, "left_at": iso(now()), "ttl": kept}
-            await self._requests.upsert(self._runs, left)
+            found = await self._requests.document(self._runs, f"mark-{key}")
+            if found is not None and found["run_id"] == ticket.run_id:
+                await self._change_mark(key, mark=mark, left_at=iso(now()))
 
         self._requests.attempt(leave(), "leaving the mark")
+
+    async def _change_mark(self, key: str, **changes: str) -> None:
+        found = await self._requests.document(self._runs, f"mark-{key}")
+        if found is not None:
+            await self._requests.upsert(self._runs, {**_own(found), **changes})
 
     def start_run(self, start: RunStart, model: ModelInfo) -> None:
         """Writes that a run has begun, and the model's tasks and labels."""

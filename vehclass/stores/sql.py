@@ -224,16 +224,25 @@ class SqlStore:
             needs_review=int(self._db.query("count_needs_review", run_id=run_id)[0][0]),
         )
 
-    def mark(self, key: str) -> str | None:
-        """What the last complete run of a job left under its key; None when there is nothing."""
+    def marks(self, group: str) -> dict[str, str]:
+        """What complete runs left, '' where it is no longer good, by key."""
         if self._db.schema_version < SCHEMA_WITH_MARKS:  # a dry run reads, and brings no store up to date
-            return None
-        rows = self._db.query("read_mark", mark_key=key)
-        return str(rows[0][0]) if rows else None
+            return {}
+        return {str(key): str(mark) for key, mark in self._db.query("read_marks", mark_group=group)}
+
+    def open_mark(self, group: str, key: str, ticket: RunTicket) -> None:
+        """Makes room for a run's mark, which goes with any row of `outcome` that is deleted; raises LeaseLost."""
+        room = {"mark_group": group, "mark_key": key, "run_id": ticket.run_id, "now": iso(now())}
+        self._transact_holding(ticket, lambda: self._db.execute("open_mark", **room))
+
+    def drop_marks(self, keys: Sequence[str], ticket: RunTicket) -> None:
+        """Makes marks no longer good; raises LeaseLost."""
+        self._transact_holding(ticket, lambda: self._db.execute("drop_marks", mark_keys=_json(list(keys))))
 
     def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
-        """Leaves that for the next run; raises LeaseLost."""
-        self._transact_holding(ticket, lambda: self._db.execute("leave_mark", mark_key=key, mark=mark, now=iso(now())))
+        """Leaves a run's mark where there still is the room for it; raises LeaseLost."""
+        left = {"mark_key": key, "mark": mark, "run_id": ticket.run_id, "now": iso(now())}
+        self._transact_holding(ticket, lambda: self._db.execute("leave_mark", **left))
 
     # --- a reader's side ---
 

@@ -125,8 +125,9 @@ def _copies(catalogue: Catalogue, seen: Look) -> Iterator[Finding]:
     ):
         if found:
             count = len({b for _, b in found})
-            one, several, rest = what
-            said = f"{_some(count, 'photo')} {one if count == 1 else several} {rest}; copies go into one split together"
+            singular, plural, rest = what
+            verb = singular if count == 1 else plural
+            said = f"{_some(count, 'photo')} {verb} {rest}; copies go into one split together"
             yield Finding("note", kind, count, said, pairs(found))
     both = [*exact, *near]
     torn = [(a, b) for a, b in both if _contradict(samples[a], samples[b], catalogue.tasks)]
