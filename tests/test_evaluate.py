@@ -487,6 +487,7 @@ def test_a_folder_per_label(drawn: Path, model: Path, tmp_path: Path, vehclass: 
         done = vehclass("evaluate", model, "data", "--task", "condition", "--split", split, "--json")
         assert done.code == 0, done.err
         assert done.json["photos"] == photos
+        assert split != "auto" or any("no record" in one for one in done.json["notes"])
         assert list(done.json["tasks"]) == ["condition"]
 
 

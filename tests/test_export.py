@@ -252,7 +252,9 @@ class TestPublish:
 
     @pytest.fixture
     def folder(self) -> ModelFolder:
-        return open_model(SAMPLE)
+        """The sample model, as if it had no novelty column."""
+        sample = open_model(SAMPLE)
+        return replace(sample, info=replace(sample.info, novelty_limit=None))
 
     @pytest.fixture(autouse=True)
     def child(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
