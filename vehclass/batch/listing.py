@@ -23,9 +23,7 @@ STRETCH: Final = 8192  # names, on average
 LONGEST: Final = 2 * STRETCH  # names that may be held at a time
 DIGEST_BYTES: Final = 12  # the stretches of 50 million names: two are alike by chance once in 10^20 listings
 MOST_AGAIN: Final = 8_000  # images to try again that a mark may name; with more of them, no mark is left
-MOST_STRETCHES: Final = (
-    40_000  # of some 300 million names: with more of them, none either. A mark stays below a megabyte
-)
+MOST_STRETCHES: Final = 40_000  # of some 300 million names; with more of them, none either: a mark is below a megabyte
 MOST_ASKED: Final = 5_000  # names that the store is asked about at once
 FORMAT: Final = 1
 
