@@ -29,6 +29,7 @@ def clean_environment(**more: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "error::ResourceWarning",
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "VEHCLASS_LOG_FORMAT": "human",
         **more,
     }
 

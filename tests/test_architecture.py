@@ -14,10 +14,10 @@ PACKAGE = ROOT / "vehclass"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"batch", "training", "settings"},
+    {"batch", "training", "schedule", "settings"},
     {"sources", "stores", "model", "registry", "imaging", "exports"},
     {"azure_storage"},
-    {"records", "errors", "imaging_limits"},
+    {"records", "errors", "holders", "imaging_limits"},
 ]
 # Neighbours that may know each other all the same, and why.
 ALLOWED = {
@@ -26,7 +26,7 @@ ALLOWED = {
     ("registry", "model"),  # what is handed around is verified by those who know what a model folder is
 }
 # Training makes models and so knows what they are made of; the nightly batch is handed its hands.
-STORY_KNOWS_NO_HANDS = {"batch"}
+STORY_KNOWS_NO_HANDS = {"batch", "schedule"}
 
 
 def place(module: str) -> str:

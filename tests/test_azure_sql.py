@@ -225,7 +225,7 @@ class TestRepeated:
         bench.store._db.open(create=True)  # type: ignore[attr-defined]
         assert len(bench.clock.slept) == 2
         assert len(bench.server.logins) == before + 2  # no transaction is begun inside of one that was left
-        assert bench.store._db.schema_version == 2
+        assert bench.store._db.schema_version == 3
 
     def test_an_answer_behind_a_message_is_found(self, bench: Bench) -> None:
         """As sp_getapplock's -1 comes when its time is up."""

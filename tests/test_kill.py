@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SAMPLE, VEHCLASS, Cosmos, clean_environment, draw
-from vehclass.batch import runs
+from vehclass import holders
 from vehclass.stores import open_store
 from vehclass.stores.options import StoreOptions
 
@@ -258,14 +258,14 @@ def test_a_killed_child_that_nobody_waited_for_holds_nothing() -> None:
     )
     assert child.stdout is not None
     child.stdout.readline()
-    holder = runs.identity().split(" ")
-    holder[1:3] = [str(child.pid), runs._start_ticks(child.pid)]
-    assert not runs.is_gone(" ".join(holder))
+    holder = holders.identity().split(" ")
+    holder[1:3] = [str(child.pid), holders.start_ticks(child.pid)]
+    assert not holders.is_gone(" ".join(holder))
     child.kill()
     time.sleep(0.2)
-    assert runs.is_gone(" ".join(holder))
+    assert holders.is_gone(" ".join(holder))
     child.communicate()
-    assert not runs.is_gone("elsewhere " + " ".join(holder[1:]))
+    assert not holders.is_gone("elsewhere " + " ".join(holder[1:]))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")

@@ -137,7 +137,7 @@ def test_runs(vehclass: Vehclass, night: Path) -> None:
 
 def test_store_commands(vehclass: Vehclass, night: Path, tmp_path: Path) -> None:
     report = vehclass("store", "check", "--json", cwd=night).json
-    assert (report["integrity"], report["schema_version"], report["predictions"]) == ("ok", 2, 78)
+    assert (report["integrity"], report["schema_version"], report["predictions"]) == ("ok", 3, 78)
     assert vehclass("store", "check", cwd=tmp_path).code == 2
     assert vehclass("store", "init", cwd=tmp_path).code == 0
     assert vehclass("results", "list", cwd=tmp_path).code == 0

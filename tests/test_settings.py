@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from tests.conftest import ROOT, Answer
 from vehclass.errors import UsageError
-from vehclass.settings import Settings, load
+from vehclass.settings import Settings, load, schedules
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -89,10 +89,13 @@ def test_the_example_names_every_setting_and_can_be_used(tmp_path: Path) -> None
     names = [f.name for f in dataclasses.fields(Settings) if f.metadata and not f.metadata.get("secret")]
     assert [name for name in names if f"{name} = " not in text] == []
     uncommented = "\n".join(
-        line.removeprefix("# ") if " = " in line else line for line in text.splitlines() if not line.startswith("##")
+        line.removeprefix("# ") if " = " in line or "[[" in line else line
+        for line in text.splitlines()
+        if not line.startswith("##")
     )
     (tmp_path / "vehclass.toml").write_text(uncommented)
     load({}, {}, tmp_path / "vehclass.toml")
+    assert [one["name"] for one in schedules(tmp_path / "vehclass.toml")] == ["uploads"]
 
 
 def test_doctor(vehclass: Callable[..., Answer], drawn: Path) -> None:

@@ -28,6 +28,7 @@ from vehclass.records import (
     RunEnd,
     RunStart,
     RunTicket,
+    ScheduleNote,
     Task,
     image_id,
 )
@@ -117,7 +118,19 @@ def empty_sql_server(string: str) -> None:
     connection = pyodbc.connect(string, autocommit=True)
     for view in ("image_prediction", "image_probability", "image_failure"):
         connection.execute(f"DROP VIEW IF EXISTS dbo.{view}")
-    tables = ("prediction", "probability", "outcome", "label", "task", "model", "[image]", "run", "lease", "mark")
+    tables = (
+        "prediction",
+        "probability",
+        "outcome",
+        "label",
+        "task",
+        "model",
+        "[image]",
+        "run",
+        "lease",
+        "mark",
+        "schedule",
+    )
     for table in (*tables, "schema_migration"):
         connection.execute(f"DROP TABLE IF EXISTS dbo.{table}")
     connection.close()
@@ -391,6 +404,46 @@ class TestLeases:
                 work()
         assert store.marks("a" * 32) == {"0" * 32: "in time"}
 
+    def test_a_schedule_says_that_it_is_alive_and_how_it_ended(self, store: Store) -> None:
+        assert store.schedules() == []
+        note = ScheduleNote("uploads é", "at 23:00 UTC", "-c uploads", "host 1 2 3", "2026-11-20T23:00:00.000Z")
+        store.beat_schedule(note)
+        store.beat_schedule(replace(note, name="another", next_due=None))
+        another, row = store.schedules()
+        assert (another["name"], another["next_due_at"], another["ended_due_at"], another["last"]) == (
+            "another",
+            *[None] * 3,
+        )
+        assert row["silent_seconds"] < 60
+        assert (row["name"], row["times"], row["command"], row["holder"]) == (
+            note.name,
+            note.times,
+            note.command,
+            note.holder,
+        )
+        assert row["next_due_at"] == note.next_due
+        ticket = store.take_lease(LeaseClaim("schedule uploads é", "night-1", "host 1 2 3", 60))
+        store.end_due(note.name, "2026-11-20T23:00:00.000Z", '{"exit_code": 0}', ticket)
+        store.beat_schedule(replace(note, next_due="2026-11-21T23:00:00.000Z"))
+        row = store.schedules()[1]
+        assert (row["ended_due_at"], row["last"]) == ("2026-11-20T23:00:00.000Z", '{"exit_code": 0}')
+        assert row["next_due_at"] == "2026-11-21T23:00:00.000Z"
+
+    def test_a_scheduler_that_wakes_up_late_does_not_say_how_it_ended(self, store: Store) -> None:
+        store.beat_schedule(ScheduleNote("uploads", "at 23:00 UTC", "-c uploads", "host 1 2 3", None))
+        late = store.take_lease(LeaseClaim("schedule uploads", "night-1", "host 1 2 3", 60))
+        store.take_lease(LeaseClaim("schedule uploads", "night-2", "host 4 5 6", 60, lambda holder: True))
+        with pytest.raises(LeaseLost):
+            store.end_due("uploads", "2026-11-20T23:00:00.000Z", "{}", late)
+        assert store.schedules()[0]["ended_due_at"] is None
+
+    def test_a_lease_says_whether_its_last_holder_died(self, store: Store) -> None:
+        first = store.take_lease(LeaseClaim("k", "run-1", "host 1 2 3", 60))
+        second = store.take_lease(LeaseClaim("k", "run-2", "host 1 2 3", 60, lambda holder: True))
+        store.free_lease(second)
+        third = store.take_lease(LeaseClaim("k", "run-3", "host 1 2 3", 60))
+        assert [one.after_death for one in (first, second, third)] == [False, True, False]
+
     def test_threads_share_a_store(self, store: Store, ticket: RunTicket) -> None:
         def work(lane: int) -> None:
             for n in range(20):
@@ -486,7 +539,7 @@ class TestSqliteFile:
             assert plain.execute("SELECT count(*) FROM image_prediction").fetchone() == (2,)
             assert plain.execute("SELECT name, code FROM image_failure").fetchall() == [("b", "truncated")]
             assert plain.execute("SELECT count(*) FROM image").fetchone() == (2,)
-            assert plain.execute("SELECT version FROM schema_migration").fetchall() == [(1,), (2,)]
+            assert plain.execute("SELECT version FROM schema_migration").fetchall() == [(1,), (2,), (3,)]
             plan = plain.execute(
                 "EXPLAIN QUERY PLAN SELECT name FROM image_probability WHERE label = 'damaged' AND probability > 0.7"
             ).fetchall()

@@ -170,11 +170,15 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class RunTicket:
-    """What entitles a run to write: its id, and the fencing number of its lease."""
+    """What entitles a run to write: its id, and the fencing number of its lease.
+
+    `after_death` says that whoever held the lease before never gave it back.
+    """
 
     run_id: str
     lease_key: str
     fence: int
+    after_death: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,17 @@ class RunEnd:
     message: str | None
     listed: int
     new: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleNote:
+    """What a scheduler leaves of a job each minute: that it is alive, and what comes next (ISO 8601 in UTC)."""
+
+    name: str
+    times: str
+    command: str
+    holder: str
+    next_due: str | None
 
 
 @dataclass(frozen=True, slots=True)

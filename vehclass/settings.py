@@ -17,6 +17,7 @@ from vehclass.errors import UsageError
 from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, FORMATS
 
 FILE: Final = "vehclass.toml"
+SCHEDULES: Final = "schedule"  # the tables in it that are no settings
 
 
 def _setting(default: Any, env: str, meaning: str, **checks: Any) -> Any:
@@ -207,6 +208,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UsageError(reason=f"{path} cannot be read: {error}.") from error
     known = {one.name: one for one in _fields()}
     for name in content:
+        if name == SCHEDULES:
+            continue
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise UsageError(
@@ -216,7 +219,25 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise UsageError(
                 reason=f"{path} holds a secret ({name}). Put it into the environment as {known[name].metadata['env']}."
             )
-    return content
+    return {name: value for name, value in content.items() if name != SCHEDULES}
+
+
+def schedules(file: Path | None = None) -> list[dict[str, Any]]:
+    """The tables [[schedule]] of the file of settings, as they stand there; raises UsageError for what is none."""
+    path = Path(FILE) if file is None else file
+    _read_file(path)
+    if not path.exists():
+        return []
+    with path.open("rb") as content:
+        found = tomllib.load(content).get(SCHEDULES, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UsageError(reason=f"{path}: a schedule begins with the line [[{SCHEDULES}]].")
+    for one in found:
+        if "sig=" in str(one.get("container", "")):
+            raise UsageError(
+                reason=f"{path} holds a shared access signature. Put it into the environment as AZURE_STORAGE_SAS_TOKEN."
+            )
+    return found
 
 
 def _checked(one: Any, raw: object, origin: str) -> object:

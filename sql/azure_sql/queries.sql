@@ -326,6 +326,25 @@ UPDATE dbo.mark SET mark = N'' WHERE mark_key IN (SELECT k.value FROM OPENJSON(@
 -- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @run_id NVARCHAR(64), @now CHAR(24)
 UPDATE dbo.mark SET mark = @mark, left_at = @now WHERE mark_key = @mark_key AND run_id = @run_id;
 
+-- name: beat_schedule
+-- parameters: @name NVARCHAR(200), @times NVARCHAR(MAX), @command NVARCHAR(MAX), @holder NVARCHAR(512), @next_due CHAR(24)
+UPDATE dbo.schedule WITH (UPDLOCK, HOLDLOCK) SET times = @times, command = @command, holder = @holder,
+  heartbeat_at = SYSUTCDATETIME(), next_due_at = @next_due
+WHERE name = @name;
+IF @@ROWCOUNT = 0
+  INSERT INTO dbo.schedule (name, times, command, holder, heartbeat_at, next_due_at)
+  VALUES (@name, @times, @command, @holder, SYSUTCDATETIME(), @next_due);
+
+-- name: end_due
+-- parameters: @name NVARCHAR(200), @due CHAR(24), @last NVARCHAR(MAX)
+UPDATE dbo.schedule SET ended_due_at = @due, last = @last WHERE name = @name;
+
+-- name: schedules
+-- parameters:
+SELECT name, times, command, holder, heartbeat_at,
+       DATEDIFF_BIG(SECOND, heartbeat_at, SYSUTCDATETIME()) AS silent_seconds, next_due_at, ended_due_at, last
+FROM dbo.schedule ORDER BY name;
+
 -- name: count_outcomes
 -- parameters: @run_id NVARCHAR(64)
 SELECT status, COUNT_BIG(*) AS images FROM dbo.outcome WHERE run_id = @run_id GROUP BY status;

@@ -146,6 +146,22 @@ UPDATE mark SET mark = '' WHERE mark_key IN (SELECT value FROM json_each(:mark_k
 -- name: leave_mark
 UPDATE mark SET mark = :mark, left_at = :now WHERE mark_key = :mark_key AND run_id = :run_id;
 
+-- name: beat_schedule
+INSERT INTO schedule (name, times, command, holder, heartbeat_at, next_due_at)
+VALUES (:name, :times, :command, :holder, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), :next_due)
+ON CONFLICT (name) DO UPDATE SET
+  times = excluded.times, command = excluded.command, holder = excluded.holder,
+  heartbeat_at = excluded.heartbeat_at, next_due_at = excluded.next_due_at;
+
+-- name: end_due
+UPDATE schedule SET ended_due_at = :due, last = :last WHERE name = :name;
+
+-- name: schedules
+SELECT name, times, command, holder, heartbeat_at,
+       CAST(round((julianday('now') - julianday(heartbeat_at)) * 86400) AS INTEGER) AS silent_seconds,
+       next_due_at, ended_due_at, last
+FROM schedule ORDER BY name;
+
 -- name: count_outcomes
 SELECT status, count(*) FROM outcome WHERE run_id = :run_id GROUP BY status;
 

@@ -107,6 +107,7 @@ class Watch:
     """How a run is watched and stopped from outside: set `stop`, after saying which signal asked for it."""
 
     tell: Callable[[Progress], None] = lambda progress: None
+    begun: Callable[[Sequence[str]], None] = lambda run_ids: None  # told the ids once the leases are taken
     progress: Progress = field(default_factory=Progress)
     profile: Profile = field(default_factory=Profile)
     stop: threading.Event = field(default_factory=threading.Event)

@@ -1,18 +1,17 @@
 """One run, from its lease to its record: who may write, how it is kept, and what is said of it at the end."""
 
-import os
 import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from vehclass.batch.pipeline import Hands, Job, Watch, classify_new
 from vehclass.batch.ports import Store
 from vehclass.errors import ExitCode, Interrupted, LeaseLost, VehclassError
+from vehclass.holders import identity, is_gone
 from vehclass.records import Counts, LeaseClaim, RunEnd, RunStart, RunTicket, now
 
 LEASE_SECONDS: Final = 120
@@ -37,6 +36,7 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     `watch.stop` was set, and whatever stopped the work.
     """
     tickets = _take_leases(hands)
+    watch.begun([ticket.run_id for ticket in tickets])
     with ExitStack() as leases:
         for ticket in tickets:
             leases.callback(_free, hands.store, ticket)
@@ -155,34 +155,3 @@ def _heartbeat(store: Store, ticket: RunTicket, watch: Watch) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def identity() -> str:
-    """Who holds a lease: host, process id, when it started, and which boot and process space it is of."""
-    return f"{socket.gethostname()} {os.getpid()} {_start_ticks(os.getpid())} {_world()}"
-
-
-def is_gone(holder: str) -> bool:
-    """Whether a holder was a process of this very machine and has ended; a holder elsewhere may be alive."""
-    host, pid, started, world = [*holder.split(" "), "", "", ""][:4]
-    if host != socket.gethostname() or world != _world() or world == "unknown":
-        return False
-    return _start_ticks(int(pid)) != started
-
-
-def _start_ticks(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); '' when there is none that runs."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    except (OSError, IndexError, ValueError):
-        return ""
-
-
-def _world() -> str:
-    """This boot of this machine and this container's process numbers; 'unknown' where the system tells neither."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return "unknown"

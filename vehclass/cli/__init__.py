@@ -1,6 +1,7 @@
 """The doors on the command line: parse, wire, one call, show. Only here does vehclass print or exit."""
 
 import json
+import logging
 import re
 import signal
 import sys
@@ -40,13 +41,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _report(error: BaseException, message: str, code: ExitCode) -> None:
     """Says what went wrong, once for people and, with --json, once for machines; then exits."""
+    from vehclass.cli import logs
     from vehclass.cli.show import plain
 
     if "--verbose" in sys.argv or "-v" in sys.argv:
         print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
-    print(f"vehclass: {plain(without_secrets(message))}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {plain(without_secrets(note))}", file=sys.stderr)
+    notes = [plain(without_secrets(note)) for note in getattr(error, "__notes__", ())]
+    if logs.as_json():
+        extra = {"error": type(error).__name__, "exit_code": int(code), **({"notes": notes} if notes else {})}
+        logging.getLogger("vehclass").error("%s", message, extra=extra)
+    else:
+        print(f"vehclass: {plain(without_secrets(message))}", file=sys.stderr)
+        for note in notes:
+            print(f"  {note}", file=sys.stderr)
     if "--json" in sys.argv:
         said = {"error": type(error).__name__, "message": without_secrets(message), "exit_code": int(code)}
         print(json.dumps(said))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vehclass import __version__
-from vehclass.cli import classify, classify_batch, data, doctor, evaluate, model, results, runs, store, train
+from vehclass.cli import classify, classify_batch, data, doctor, evaluate, model, results, runs, schedule, store, train
 
 app = typer.Typer(
     help="Turns a container of vehicle photos into rows in a database.",
@@ -34,6 +34,7 @@ def _top(
 
 
 app.command("classify-batch", rich_help_panel="Work")(classify_batch.classify_batch)
+app.add_typer(schedule.app, name="schedule", rich_help_panel="Work")
 app.command("classify", rich_help_panel="Work")(classify.classify)
 app.command("train", rich_help_panel="Work")(train.train)
 app.command("evaluate", rich_help_panel="Look")(evaluate.evaluate)

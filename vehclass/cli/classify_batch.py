@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vehclass.cli import options, show, summary
+from vehclass.cli import logs, options, show, summary
 from vehclass.errors import Interrupted, StoreNotFound, UsageError
 from vehclass.settings import Settings
 
@@ -78,6 +78,7 @@ def classify_batch(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the time went, stage by stage; --json has it always.")
     ] = False,
+    log_format: options.LogFormat = logs.Format.auto,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -93,6 +94,7 @@ def classify_batch(
     5 a service cannot be reached, 130 or 143 stopped by a signal.
     """
     began = time.monotonic()
+    logs.set_up(log_format, verbose=verbose)
     settings = options.given(
         model=model[0] if model else None,
         store=store,
@@ -137,6 +139,7 @@ def classify_batch(
         watch = Watch()
         with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
             watch.tell = tell
+            watch.begun = lambda run_ids: logs.bind(run=" ".join(run_ids))
             ended = runs.run(job, wired.hands, watch, command="classify-batch", settings=json.dumps({**asked, **flags}))
         spent, seconds = watch.profile.summary(job.lanes, options.cores()), time.monotonic() - began
         if as_json:
@@ -218,6 +221,8 @@ def _stopped_by_signals(watch: "Watch", *, quiet: bool) -> Iterator[None]:
     import os
     import threading
 
+    lines = logs.as_json()
+
     def stop(number: int, frame: FrameType | None) -> None:
         if watch.stop.is_set():
             os._exit(128 + number)
@@ -226,7 +231,7 @@ def _stopped_by_signals(watch: "Watch", *, quiet: bool) -> Iterator[None]:
         last = threading.Timer(STOP_SECONDS, os._exit, (128 + number,))
         last.daemon = True
         last.start()
-        if not quiet:
+        if not quiet and not lines:
             os.write(2, b"\nvehclass: stopping; finishing what is in hand ...\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

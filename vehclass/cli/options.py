@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vehclass.cli import logs
 from vehclass.errors import UsageError
 from vehclass.settings import Settings
 
@@ -67,6 +68,13 @@ Precision = Annotated[
         "--precision",
         help="The arithmetic on a CPU: f32, bf16, int8, or auto for the quickest that was measured to answer alike. (default: auto)",
         show_default=False,
+    ),
+]
+LogFormat = Annotated[
+    logs.Format,
+    typer.Option(
+        envvar="VEHCLASS_LOG_FORMAT",
+        help="Lines on standard error: human, json, or auto for people on a terminal and JSON elsewhere.",
     ),
 ]
 Container = Annotated[

@@ -1,6 +1,7 @@
 """How vehclass looks on a screen: tables, numbers, progress, and names that cannot play tricks on a terminal."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,12 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person who watches, beside the output proper."""
+    """A line for whoever watches, beside the output proper."""
+    from vehclass.cli import logs
+
+    if logs.as_json():
+        logging.getLogger("vehclass").info("%s", text)
+        return
     console(stderr=True).print(text, markup=False, soft_wrap=True)
 
 
@@ -151,7 +157,7 @@ def watching(*, quiet: bool) -> "Iterator[Any]":
         with _bar(screen) as tell:
             yield tell
     else:
-        yield _lines(screen)
+        yield _lines()
 
 
 @contextmanager
@@ -188,7 +194,7 @@ def _bar(screen: "Console") -> "Iterator[Any]":
         yield tell
 
 
-def _lines(screen: "Console") -> Any:
+def _lines() -> Any:
     speedometer = Speedometer()
     last = time.monotonic()
 
@@ -198,7 +204,7 @@ def _lines(screen: "Console") -> Any:
             return
         last = time.monotonic()
         total = f"{progress.new:,}{'' if progress.listing_done else '+'}"
-        screen.print(f"{progress.done:,} of {total} images, {_speed(progress, speedometer)}", markup=False)
+        note(f"{progress.done:,} of {total} images, {_speed(progress, speedometer)}")
 
     return tell
 

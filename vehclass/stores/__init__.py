@@ -17,6 +17,7 @@ from vehclass.records import (
     RunStart,
     RunTicket,
     Saved,
+    ScheduleNote,
 )
 from vehclass.stores.options import StoreOptions
 
@@ -39,6 +40,11 @@ class Store(Protocol):
     def open_mark(self, group: str, key: str, ticket: RunTicket) -> None: ...
     def drop_marks(self, keys: Sequence[str], ticket: RunTicket) -> None: ...
     def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None: ...
+
+    # A scheduler's side, described in schedule/night.py.
+    def beat_schedule(self, note: ScheduleNote) -> None: ...
+    def end_due(self, name: str, due: str, last: str, ticket: RunTicket) -> None: ...
+    def schedules(self) -> list[dict[str, Any]]: ...
 
     # A reader's side.
     def runs(self, *, limit: int, run_id: str | None = None, failed: bool = False) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ RIGHTS: Final = {
     "run": ("SELECT", "INSERT", "UPDATE"),
     "lease": ("SELECT", "INSERT", "UPDATE"),
     "mark": ("SELECT", "INSERT", "UPDATE"),
+    "schedule": ("SELECT", "INSERT", "UPDATE"),
 }
 
 

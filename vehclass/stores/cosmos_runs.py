@@ -7,7 +7,7 @@ out by the service's own clock.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from typing import Any, Final
@@ -20,7 +20,7 @@ from azure.cosmos.exceptions import (
 )
 
 from vehclass.errors import LeaseHeld, LeaseLost, ServiceUnreachable
-from vehclass.records import LeaseClaim, ModelInfo, RunStart, RunTicket, Task, image_id, iso, now
+from vehclass.records import LeaseClaim, ModelInfo, RunStart, RunTicket, ScheduleNote, Task, image_id, iso, now
 from vehclass.stores.cosmos_account import Document, Hook, Requests
 from vehclass.stores.options import StoreOptions
 
@@ -68,6 +68,7 @@ class RunBook:
                     if live and not claim.is_dead(held["holder"]):
                         raise LeaseHeld(holder=f"{held['run_id']} on {held['holder'].split(' ')[0]}")
                     await self._end_dead_run(held["run_id"])
+                    ticket = replace(ticket, after_death=True)
                 if ticket.fence != held["fence"] and not await self._replace(
                     held, {**named, "fence": ticket.fence, **mine}
                 ):
@@ -204,6 +205,48 @@ class RunBook:
         if found is not None:
             await self._requests.upsert(self._runs, {**_own(found), **changes})
 
+    def beat_schedule(self, note: ScheduleNote) -> None:
+        """Leaves word that a job's scheduler is alive."""
+        named = {"id": _schedule_id(note.name), "type": "schedule", "ttl": self._options.cosmos_run_days * DAY}
+
+        async def beat() -> None:
+            for _ in range(ROUNDS):
+                told = {**asdict(note), "heartbeat_at": iso(now())}
+                found = await self._requests.document(self._runs, _schedule_id(note.name))
+                if found is None and await self._create({**named, **told, "ended_due": None, "last": None}):
+                    return
+                if found is not None and await self._replace(found, {**_own(found), **told}):
+                    return
+
+        self._requests.attempt(beat(), "writing the schedule")
+
+    def end_due(self, name: str, due: str, last: str, ticket: RunTicket) -> None:
+        """Writes how a job ended that was due at a time, as JSON; raises LeaseLost."""
+
+        async def end() -> None:
+            for _ in range(ROUNDS):
+                await self.must_hold_lease(ticket)
+                found = await self._requests.document(self._runs, _schedule_id(name))
+                if found is None or await self._replace(found, {**_own(found), "ended_due": due, "last": last}):
+                    return
+
+        self._requests.attempt(end(), "writing the schedule")
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """What is known of each job; the service's own time says how long its scheduler was silent."""
+        query = "SELECT * FROM c WHERE c.type = 'schedule'"
+        found = self._requests.attempt(self._requests.query(self._runs, query), "reading the schedules")
+        return [
+            {
+                **{name: one[name] for name in ("name", "times", "command", "holder", "heartbeat_at")},
+                "silent_seconds": max(0, round(time.time() - one["_ts"])),
+                "next_due_at": one["next_due"],
+                "ended_due_at": one["ended_due"],
+                "last": one["last"],
+            }
+            for one in sorted(found, key=lambda one: str(one["name"]))
+        ]
+
     def start_run(self, start: RunStart, model: ModelInfo) -> None:
         """Writes that a run has begun, and the model's tasks and labels."""
         at = iso(now())
@@ -289,6 +332,10 @@ def awake() -> float:
 
 def _lease_id(key: str) -> str:
     return f"lease-{blake2b(key.encode(), digest_size=16).hexdigest()}"
+
+
+def _schedule_id(name: str) -> str:
+    return f"schedule-{blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
 def _run_document(run_id: str, options: StoreOptions) -> Document:

@@ -21,6 +21,7 @@ from vehclass.records import (
     RunStart,
     RunTicket,
     Saved,
+    ScheduleNote,
     image_id,
     iso,
     now,
@@ -29,6 +30,7 @@ from vehclass.stores.rows import as_models, as_saved, check_numbers, text
 
 SMALLEST: Final = 1e-300  # below it a number may be more than a database's float can tell from 0
 SCHEMA_WITH_MARKS: Final = 2
+SCHEMA_WITH_SCHEDULES: Final = 3
 STRETCH: Final = 5_000  # images read or asked about in one query
 
 Row = Sequence[Any]
@@ -105,7 +107,7 @@ class SqlStore:
         """Runs `work` in a transaction in which the lease is the ticket's; raises LeaseLost where it no longer is."""
 
         def write() -> None:
-            if not self._db.query("holds_lease", **asdict(ticket)):
+            if not self._db.query("holds_lease", **_lease(ticket)):
                 raise LeaseLost(holder="a later run")
             work()
 
@@ -185,7 +187,7 @@ class SqlStore:
             if rows and rows[0]["run_id"] is not None:  # after the lease, as a renewal locks them, too
                 self._db.execute("end_dead_runs", run_id=rows[0]["run_id"])
             fence = int(self._db.records("read_lease", lease_key=claim.key)[0]["fence"])
-            return RunTicket(claim.run_id, claim.key, fence)
+            return RunTicket(claim.run_id, claim.key, fence, after_death=bool(rows and rows[0]["run_id"] is not None))
 
         return self._db.transact(take)
 
@@ -193,7 +195,7 @@ class SqlStore:
         """Keeps the lease for so long from now, and leaves a heartbeat; raises LeaseLost."""
 
         def renew() -> None:
-            if not self._db.execute("renew_lease", **asdict(ticket), seconds=seconds):
+            if not self._db.execute("renew_lease", **_lease(ticket), seconds=seconds):
                 raise LeaseLost(holder="a later run")
             self._db.execute("beat", run_id=ticket.run_id, now=iso(now()))
 
@@ -201,7 +203,7 @@ class SqlStore:
 
     def free_lease(self, ticket: RunTicket) -> None:
         """Gives the lease back; nothing happens when it is another's by now."""
-        self._db.execute("free_lease", **asdict(ticket))
+        self._db.execute("free_lease", **_lease(ticket))
 
     def start_run(self, start: RunStart, model: ModelInfo) -> None:
         """Writes that a run has begun, and the model's tasks and labels where they are not there yet."""
@@ -243,6 +245,21 @@ class SqlStore:
         """Leaves a run's mark where there still is the room for it; raises LeaseLost."""
         left = {"mark_key": key, "mark": mark, "run_id": ticket.run_id, "now": iso(now())}
         self._transact_holding(ticket, lambda: self._db.execute("leave_mark", **left))
+
+    # --- schedules ---
+
+    def beat_schedule(self, note: ScheduleNote) -> None:
+        """Leaves word that a job's scheduler is alive, at this store's own time."""
+        self._db.transact(lambda: self._db.execute("beat_schedule", **asdict(note)))
+
+    def end_due(self, name: str, due: str, last: str, ticket: RunTicket) -> None:
+        """Writes how a job ended that was due at a time, as JSON; raises LeaseLost."""
+        ended = {"name": name, "due": due, "last": text(last)}
+        self._transact_holding(ticket, lambda: self._db.execute("end_due", **ended))
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """What is known of each job, `silent_seconds` since its scheduler was heard among it."""
+        return self._db.records("schedules") if self._db.schema_version >= SCHEMA_WITH_SCHEDULES else []
 
     # --- a reader's side ---
 
@@ -347,6 +364,11 @@ class SqlStore:
         """Writes runs as another store held them; those that are there stay as they are."""
         rows = [{name: _not_null(name, value) for name, value in run.items()} for run in runs]
         self._db.execute("restore_runs", runs=_json(rows))
+
+
+def _lease(ticket: RunTicket) -> dict[str, object]:
+    """What a lease's row is told by."""
+    return {"run_id": ticket.run_id, "lease_key": ticket.lease_key, "fence": ticket.fence}
 
 
 def _json(rows: object) -> str:
