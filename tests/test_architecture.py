@@ -15,7 +15,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"batch", "training", "schedule", "settings"},
-    {"sources", "stores", "model", "registry", "imaging", "exports"},
+    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports"},
     {"azure_storage"},
     {"records", "errors", "holders", "imaging_limits"},
 ]
@@ -23,6 +23,7 @@ LAYERS = [
 ALLOWED = {
     ("model", "imaging"),  # a network is fed with the pixels that imaging makes: the type, nothing else
     ("batch", "imaging"),  # likewise
+    ("imaging_apart", "imaging"),  # the same, in another process
     ("registry", "model"),  # what is handed around is verified by those who know what a model folder is
 }
 # Training makes models and so knows what they are made of; the nightly batch is handed its hands.

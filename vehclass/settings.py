@@ -78,6 +78,13 @@ class Settings:
     max_bytes: int = _setting(
         200_000_000, "VEHCLASS_MAX_BYTES", "larger files are refused before they are read", least=1
     )
+    image_timeout: float = _setting(
+        120.0,
+        "VEHCLASS_IMAGE_TIMEOUT",
+        "seconds that an image may take to be decoded; one that takes longer is quarantined",
+        least=0.1,
+        most=86_400.0,
+    )
     read_concurrency: int = _setting(16, "VEHCLASS_READ_CONCURRENCY", "blobs read at a time", least=1, most=256)
     store_wait: float | None = _setting(
         None,

@@ -95,6 +95,7 @@ class Hands:
     decode: Decode
     classifiers: tuple[Classifier, ...]
     store: Store
+    decode_apart: Decode | None = None  # slower, and not to be brought down by an image
 
     @property
     def models(self) -> list[ModelInfo]:

@@ -1,11 +1,12 @@
 """One run, from its lease to its record: who may write, how it is kept, and what is said of it at the end."""
 
+import logging
 import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vehclass.batch.pipeline import Hands, Job, Watch, classify_new
@@ -13,6 +14,8 @@ from vehclass.batch.ports import Store
 from vehclass.errors import ExitCode, Interrupted, LeaseLost, VehclassError
 from vehclass.holders import identity, is_gone
 from vehclass.records import Counts, LeaseClaim, RunEnd, RunStart, RunTicket, now
+
+log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 120
 HEARTBEAT_SECONDS: Final = 20
@@ -36,6 +39,9 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     `watch.stop` was set, and whatever stopped the work.
     """
     tickets = _take_leases(hands)
+    if any(ticket.after_death for ticket in tickets) and hands.decode_apart is not None:
+        log.warning("the last run here died without a word: images are decoded in processes of their own")
+        hands = replace(hands, decode=hands.decode_apart)
     watch.begun([ticket.run_id for ticket in tickets])
     with ExitStack() as leases:
         for ticket in tickets:
@@ -64,12 +70,18 @@ def _take_leases(hands: Hands) -> list[RunTicket]:
         for number, model in sorted(enumerate(hands.models), key=lambda pair: pair[1].version):
             run_id = f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             key = f"{hands.source.url} {model.version}"
-            tickets[number] = hands.store.take_lease(LeaseClaim(key, run_id, identity(), LEASE_SECONDS, is_gone))
+            claim = LeaseClaim(key, run_id, identity(), LEASE_SECONDS, _is_gone)
+            tickets[number] = hands.store.take_lease(claim)
     except BaseException:
         for ticket in tickets.values():
             _free(hands.store, ticket)
         raise
     return [tickets[number] for number in range(len(hands.models))]
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether a holder has ended; so has what this very process was before it replaced itself."""
+    return is_gone(holder) or holder == identity()
 
 
 @contextmanager

@@ -69,6 +69,13 @@ def classify_batch(
             show_default=False,
         ),
     ] = None,
+    image_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that an image may take to be decoded before it is quarantined. (default: 120)",
+            show_default=False,
+        ),
+    ] = None,
     max_ru: Annotated[
         float | None,
         typer.Option(
@@ -103,6 +110,7 @@ def classify_batch(
         precision=precision,
         threads=threads,
         max_failure_rate=max_failure_rate,
+        image_timeout=image_timeout,
         max_ru=max_ru,
     )
     from vehclass.batch.pipeline import Job, Watch
@@ -137,7 +145,11 @@ def classify_batch(
         flags = {"retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)}
         flags["precision"] = [summary.choice(runtime) for runtime in wired.runtimes]
         watch = Watch()
-        with show.watching(quiet=as_json) as tell, _stopped_by_signals(watch, quiet=as_json):
+        with (
+            show.watching(quiet=as_json) as tell,
+            _stopped_by_signals(watch, quiet=as_json),
+            wired.hangs.watched(_begin_anew),
+        ):
             watch.tell = tell
             watch.begun = lambda run_ids: logs.bind(run=" ".join(run_ids))
             ended = runs.run(job, wired.hands, watch, command="classify-batch", settings=json.dumps({**asked, **flags}))
@@ -168,7 +180,9 @@ def _hands(
 ) -> "Iterator[summary.Wired]":
     """Source, models (those of `more` beside the settings' own) and store, each checked before any work: the source first, since it asks the least."""
     from vehclass import imaging
+    from vehclass.batch.hangs import Hangs
     from vehclass.batch.pipeline import Hands
+    from vehclass.imaging_apart import Apart
     from vehclass.model.classifier import Classifier
     from vehclass.sources import open_source
     from vehclass.stores import open_store
@@ -195,12 +209,30 @@ def _hands(
         )
         for folder in folders
     )
-    decode = partial(imaging.decode, formats=settings.image_formats, max_pixels=settings.max_pixels)
+    formats, most = settings.image_formats, settings.max_pixels
+    hangs = Hangs(partial(imaging.decode, formats=formats, max_pixels=most), settings.image_timeout)
+    apart = Apart(formats, most, settings.image_timeout)
     try:
         runtimes = tuple(classifier.runtime for classifier in classifiers)
-        yield summary.Wired(Hands(source, decode, classifiers, results), results, runtimes)
+        hands = Hands(source, hangs.decode, classifiers, results, apart.decode)
+        yield summary.Wired(hands, results, runtimes, hangs)
     finally:
+        apart.close()
         results.close()
+
+
+def _begin_anew() -> None:
+    """Replaces this process by the same command, since an image keeps a thread busy that cannot be stopped.
+
+    The new one finds a lease that was never given back, by which it knows to decode apart. What was saved is saved.
+    """
+    import os
+    import sys
+
+    show.note(
+        "an image takes longer than --image-timeout allows; beginning anew, with each decoded in a process of its own"
+    )
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vehclass", *sys.argv[1:]])  # noqa: S606  (no shell wanted)
 
 
 def _settings_of_a_run(settings: Settings) -> dict[str, object]:

@@ -238,7 +238,7 @@ def _parsed(words: list[str]) -> dict[str, Any]:
 
 
 def _settings(params: dict[str, Any]) -> Settings:
-    names = ("store", "batch_size", "runtime", "precision", "threads", "max_failure_rate", "max_ru")
+    names = ("store", "batch_size", "runtime", "precision", "threads", "max_failure_rate", "image_timeout", "max_ru")
     models = params["model"] or [None]
     return options.given(model=models[0], **{name: params[name] for name in names})
 

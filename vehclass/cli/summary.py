@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vehclass.cli import show
 
 if TYPE_CHECKING:
+    from vehclass.batch.hangs import Hangs
     from vehclass.batch.pipeline import Hands, Watch
     from vehclass.batch.runs import Finished
     from vehclass.model.runtime import Runtime
@@ -19,6 +20,7 @@ class Wired:
     hands: "Hands"
     store: "Store"
     runtimes: "tuple[Runtime, ...]"
+    hangs: "Hangs"
 
     @property
     def models(self) -> str:

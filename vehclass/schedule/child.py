@@ -18,7 +18,7 @@ def run_child(job: Job, stop: threading.Event, more: tuple[str, ...] = ()) -> En
 
     What it says on standard error goes where the scheduler's own lines go.
     """
-    words = [sys.executable, "-m", "vehclass", "classify-batch", *job.words, *more, "--json"]
+    words = [sys.executable, "-P", "-m", "vehclass", "classify-batch", *job.words, *more, "--json"]
     with tempfile.TemporaryFile() as out:
         # In a session of its own, so that Ctrl-C in a terminal asks it once, and not twice, to stop.
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, start_new_session=True)
