@@ -15,7 +15,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"batch", "training", "schedule", "settings"},
-    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports"},
+    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports", "notices", "metrics"},
     {"azure_storage"},
     {"records", "errors", "holders", "imaging_limits"},
 ]

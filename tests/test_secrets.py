@@ -28,6 +28,8 @@ def canaries(port: int = 1) -> dict[str, str]:
         "AZURE_STORAGE_KEY": key,
         "AZURE_STORAGE_SAS_TOKEN": f"sv=2024-01-01&sig={CANARY}sas%3D",
         "AZURE_SQL_PASSWORD": f"{CANARY};pw}}",
+        "VEHCLASS_WEBHOOK": f"http://127.0.0.1:{port}/{CANARY}",
+        "VEHCLASS_SMTP_PASSWORD": CANARY,
         "AZURE_SQL_CONNECTIONSTRING": f"Server=127.0.0.1,{port};Database=db;Uid=night;Pwd={CANARY};Encrypt=no",
         "AZURE_COSMOS_KEY": key,
         "AZURE_COSMOS_CONNECTIONSTRING": f"AccountEndpoint=http://127.0.0.1:{port};AccountKey={key}",

@@ -130,6 +130,7 @@ def empty_sql_server(string: str) -> None:
         "lease",
         "mark",
         "schedule",
+        "run_profile",
     )
     for table in (*tables, "schema_migration"):
         connection.execute(f"DROP TABLE IF EXISTS dbo.{table}")
@@ -403,6 +404,13 @@ class TestLeases:
             with pytest.raises(LeaseLost):
                 work()
         assert store.marks("a" * 32) == {"0" * 32: "in time"}
+
+    def test_a_run_says_where_its_time_went(self, store: Store) -> None:
+        begin(store, "run-1")
+        begin(store, "run-2")
+        store.end_run("run-1", RunEnd("done", 0, None, 9, 4, '{"seconds": 1.5}'))
+        store.end_run("run-2", RunEnd("done", 0, None, 9, 4))
+        assert [store.run_profile(run) for run in ("run-1", "run-2", "run-3")] == [{"seconds": 1.5}, None, None]
 
     def test_a_schedule_says_that_it_is_alive_and_how_it_ended(self, store: Store) -> None:
         assert store.schedules() == []

@@ -221,13 +221,14 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended: status done, failed or interrupted."""
+    """How a run ended: status done, failed or interrupted; and where its time went, as JSON."""
 
     status: str
     exit_code: int
     message: str | None
     listed: int
     new: int
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,36 @@ class Settings:
     allow_http: bool = _setting(
         False, "VEHCLASS_ALLOW_HTTP", "allow an unencrypted service endpoint that is not on this machine"
     )
+    notify: str = _setting(
+        "on-failure",
+        "VEHCLASS_NOTIFY",
+        "when a notice is sent of how a run ended, to the webhook and the mail addresses that are set",
+        choices=("always", "on-failure", "never"),
+    )
+    webhook: str | None = _setting(
+        None, "VEHCLASS_WEBHOOK", "an address of Slack, Teams or anything else that takes a post of JSON", secret=True
+    )
+    webhook_format: str = _setting(
+        "auto",
+        "VEHCLASS_WEBHOOK_FORMAT",
+        "how a notice is posted; auto tells Slack and Teams by the host's name",
+        choices=("auto", "json", "slack", "teams"),
+    )
+    mail_to: tuple[str, ...] = _setting((), "VEHCLASS_MAIL_TO", "who gets a notice by mail")
+    mail_from: str | None = _setting(None, "VEHCLASS_MAIL_FROM", "who it is from")
+    smtp_host: str | None = _setting(None, "VEHCLASS_SMTP_HOST", "the server that sends it")
+    smtp_port: int = _setting(587, "VEHCLASS_SMTP_PORT", "its port", least=1, most=65_535)
+    smtp_security: str = _setting(
+        "starttls",
+        "VEHCLASS_SMTP_SECURITY",
+        "how the connection to it is encrypted",
+        choices=("starttls", "tls", "none"),
+    )
+    smtp_user: str | None = _setting(None, "VEHCLASS_SMTP_USER", "a user of it")
+    smtp_password: str | None = _setting(None, "VEHCLASS_SMTP_PASSWORD", "that user's password", secret=True)
+    metrics_file: str | None = _setting(
+        None, "VEHCLASS_METRICS_FILE", "a file that a run's figures are written to for Prometheus' node exporter"
+    )
     storage_account: str | None = _setting(
         None, "AZURE_STORAGE_ACCOUNT", "the storage account of containers given by name"
     )

@@ -12,6 +12,14 @@ CREATE TABLE dbo.schedule (
 );
 GO
 
+-- Where the time of a run went.
+CREATE TABLE dbo.run_profile (
+  run_id  NVARCHAR(64)  COLLATE Latin1_General_100_BIN2 NOT NULL,
+  profile NVARCHAR(MAX) COLLATE Latin1_General_100_BIN2 NOT NULL, -- JSON: seconds by stage, how busy the cores were
+  CONSTRAINT run_profile_once PRIMARY KEY CLUSTERED (run_id)
+);
+GO
+
 INSERT INTO dbo.schema_migration (version, name, applied_at)
 SELECT 3, N'0003_schedules.sql', SYSUTCDATETIME()
 WHERE NOT EXISTS (SELECT 1 FROM dbo.schema_migration WHERE version = 3);

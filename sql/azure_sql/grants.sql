@@ -16,6 +16,7 @@ GRANT SELECT, INSERT, UPDATE ON dbo.run TO [vehclass-night];
 GRANT SELECT, INSERT, UPDATE ON dbo.lease TO [vehclass-night];
 GRANT SELECT, INSERT, UPDATE ON dbo.mark TO [vehclass-night];
 GRANT SELECT, INSERT, UPDATE ON dbo.schedule TO [vehclass-night];
+GRANT SELECT, INSERT, UPDATE ON dbo.run_profile TO [vehclass-night];
 GRANT SELECT ON dbo.schema_migration TO [vehclass-night];
 GO
 

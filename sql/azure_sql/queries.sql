@@ -261,6 +261,16 @@ UPDATE dbo.run SET finished_at = CAST(LEFT(@now, 23) AS DATETIME2(3)),
   quarantined = @quarantined, needs_review = @needs_review
 WHERE run_id = @run_id;
 
+-- name: save_profile
+-- parameters: @run_id NVARCHAR(64), @profile NVARCHAR(MAX)
+UPDATE dbo.run_profile WITH (UPDLOCK, HOLDLOCK) SET profile = @profile WHERE run_id = @run_id;
+IF @@ROWCOUNT = 0
+  INSERT INTO dbo.run_profile (run_id, profile) VALUES (@run_id, @profile);
+
+-- name: run_profile
+-- parameters: @run_id NVARCHAR(64)
+SELECT profile FROM dbo.run_profile WHERE run_id = @run_id;
+
 -- name: end_dead_runs
 -- parameters: @run_id NVARCHAR(64)
 -- A run whose lease has passed to another did not end by itself: it was killed.
@@ -315,7 +325,7 @@ SELECT mark_key, mark FROM dbo.mark WHERE mark_group = @mark_group;
 -- parameters: @mark_key CHAR(32), @mark_group CHAR(32), @run_id NVARCHAR(64), @now CHAR(24)
 UPDATE dbo.mark WITH (UPDLOCK, HOLDLOCK) SET run_id = @run_id WHERE mark_key = @mark_key;
 IF @@ROWCOUNT = 0
-  INSERT INTO dbo.mark (mark_key, mark_group, mark, run_id, left_at) VALUES (@mark_key, @mark_group, N'', @run_id, @now);
+  INSERT INTO dbo.mark (mark_key, mark_group, mark, run_id, left_at) VALUES (@mark_key, @mark_group, N'', @run_id, CAST(LEFT(@now, 23) AS DATETIME2(3)));
 
 -- name: drop_marks
 -- parameters: @mark_keys NVARCHAR(MAX)
@@ -324,20 +334,20 @@ UPDATE dbo.mark SET mark = N'' WHERE mark_key IN (SELECT k.value FROM OPENJSON(@
 
 -- name: leave_mark
 -- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @run_id NVARCHAR(64), @now CHAR(24)
-UPDATE dbo.mark SET mark = @mark, left_at = @now WHERE mark_key = @mark_key AND run_id = @run_id;
+UPDATE dbo.mark SET mark = @mark, left_at = CAST(LEFT(@now, 23) AS DATETIME2(3)) WHERE mark_key = @mark_key AND run_id = @run_id;
 
 -- name: beat_schedule
 -- parameters: @name NVARCHAR(200), @times NVARCHAR(MAX), @command NVARCHAR(MAX), @holder NVARCHAR(512), @next_due CHAR(24)
 UPDATE dbo.schedule WITH (UPDLOCK, HOLDLOCK) SET times = @times, command = @command, holder = @holder,
-  heartbeat_at = SYSUTCDATETIME(), next_due_at = @next_due
+  heartbeat_at = SYSUTCDATETIME(), next_due_at = CAST(LEFT(@next_due, 23) AS DATETIME2(3))
 WHERE name = @name;
 IF @@ROWCOUNT = 0
   INSERT INTO dbo.schedule (name, times, command, holder, heartbeat_at, next_due_at)
-  VALUES (@name, @times, @command, @holder, SYSUTCDATETIME(), @next_due);
+  VALUES (@name, @times, @command, @holder, SYSUTCDATETIME(), CAST(LEFT(@next_due, 23) AS DATETIME2(3)));
 
 -- name: end_due
 -- parameters: @name NVARCHAR(200), @due CHAR(24), @last NVARCHAR(MAX)
-UPDATE dbo.schedule SET ended_due_at = @due, last = @last WHERE name = @name;
+UPDATE dbo.schedule SET ended_due_at = CAST(LEFT(@due, 23) AS DATETIME2(3)), last = @last WHERE name = @name;
 
 -- name: schedules
 -- parameters:

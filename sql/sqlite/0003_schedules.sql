@@ -10,3 +10,9 @@ CREATE TABLE schedule (
   ended_due_at TEXT,           -- the last time it was due that came to an end
   last         TEXT            -- JSON: how that ended
 ) STRICT, WITHOUT ROWID;
+
+-- Where the time of a run went.
+CREATE TABLE run_profile (
+  run_id  TEXT PRIMARY KEY,
+  profile TEXT NOT NULL    -- JSON: seconds by stage, how busy the cores were
+) STRICT, WITHOUT ROWID;

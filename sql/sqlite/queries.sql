@@ -104,6 +104,13 @@ UPDATE run SET finished_at = :now, heartbeat_at = :now, status = :status, exit_c
   quarantined = :quarantined, needs_review = :needs_review
 WHERE run_id = :run_id;
 
+-- name: save_profile
+INSERT INTO run_profile (run_id, profile) VALUES (:run_id, :profile)
+ON CONFLICT (run_id) DO UPDATE SET profile = excluded.profile;
+
+-- name: run_profile
+SELECT profile FROM run_profile WHERE run_id = :run_id;
+
 -- name: end_dead_runs
 -- A run whose lease has passed to another did not end by itself: it was killed.
 UPDATE run SET status = 'interrupted', finished_at = heartbeat_at, message = 'killed; its work was taken up by a later run'

@@ -6,7 +6,7 @@ with one or the other, and a GPU is fed by whichever lane is ready. One photo in
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from signal import SIGINT, Signals
@@ -62,6 +62,10 @@ class Progress:
     done: int = 0
     failed: int = 0
     bytes_new: int = 0
+    left: datetime | None = (
+        None  # when the oldest was modified of those that are new and not done, as far as they are known
+    )
+    _waiting: dict[str, datetime] = field(default_factory=dict, repr=False)  # by image, of those that were taken
     _adding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -83,8 +87,28 @@ class Progress:
         """Adds images that are taken."""
         for todo in todos:
             self.bytes_new += todo.ref.size
+            self._waiting[todo.ref.image_id] = todo.ref.modified_at
             for model in todo.models:
                 self.new_to[model] = self.new_to.get(model, 0) + 1
+
+    def count_left(self, refs: Iterable[ImageRef]) -> None:
+        """Takes note of images that this run leaves to another: beyond its limit, or to be tried again."""
+        for ref in refs:
+            self.left = ref.modified_at if self.left is None else min(self.left, ref.modified_at)
+
+    def count_done(self, outcomes: Iterable[Outcome]) -> None:
+        """Takes note of images that are saved."""
+        for outcome in outcomes:
+            self.done += 1
+            self._waiting.pop(outcome.ref.image_id, None)
+            if outcome.failure is not None:
+                self.failed += 1
+                if not outcome.failure.permanent:
+                    self.count_left([outcome.ref])
+
+    def oldest_left(self) -> datetime | None:
+        """When the oldest image was modified that is known to be left; of what was not listed nobody knows."""
+        return min([*self._waiting.values(), *([self.left] if self.left else [])], default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +157,10 @@ def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Wa
                 own = [outcome for of, outcome in outcomes if of == number]
                 if own:
                     hands.store.save(own, model, ticket, max_attempts=job.max_attempts)
-        failures = [(one.ref, one.failure) for _, one in outcomes if one.failure is not None]
-        progress.done += len(outcomes)
-        progress.failed += len(failures)
-        for ref, failure in failures:
-            if not failure.permanent:
-                listing.try_again(ref)
+        progress.count_done(one for _, one in outcomes)
+        for _, one in outcomes:
+            if one.failure is not None and not one.failure.permanent:
+                listing.try_again(one.ref)
         watch.tell(progress)
         if progress.done >= FAILURES_COUNT_FROM and progress.failed > job.max_failure_rate * progress.done:
             raise TooManyFailures(
@@ -167,6 +189,7 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
         taken = page[: len(page) if job.limit is None else job.limit - images]
         images += len(taken)
         progress.count_new(taken)
+        progress.count_left(todo.ref for todo in page[len(taken) :])
         watch.tell(progress)
         for todo in taken:
             if watch.stop.is_set():

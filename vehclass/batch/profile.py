@@ -21,7 +21,9 @@ class Spent:
 class Profile:
     """A clock for each stage, which threads share; it begins when it is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1, cores: int = 1) -> None:
+        """`lanes` decode and classify, on so many cores."""
+        self._lanes, self._cores = lanes, cores
         self.stages = {stage: Spent() for stage in STAGES}
         self._lock = threading.Lock()
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
@@ -38,17 +40,17 @@ class Profile:
                 self.stages[name].seconds += seconds
                 self.stages[name].times += 1
 
-    def summary(self, lanes: int, cores: int) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """All of it, for JSON: seconds, how busy the cores were, and what the lanes did, as shares of 1.
 
         A lane decodes, waits for the forward pass, or waits for photos and for a store that is slower than it.
         """
         seconds = time.perf_counter() - self._began
-        whole = seconds * lanes
+        whole = seconds * self._lanes
         decode, forward = (self.stages[stage].seconds / whole for stage in ("decode", "forward"))
         return {
             "seconds": round(seconds, 3),
-            "cores_busy": round((time.process_time() - self._cpu_began) / (seconds * cores), 3),
+            "cores_busy": round((time.process_time() - self._cpu_began) / (seconds * self._cores), 3),
             "lanes": {
                 "decode": round(decode, 3),
                 "forward": round(forward, 3),

@@ -1,5 +1,6 @@
 """One run, from its lease to its record: who may write, how it is kept, and what is said of it at the end."""
 
+import json
 import logging
 import secrets
 import socket
@@ -109,6 +110,7 @@ def _still_holds(store: Store, ticket: RunTicket) -> bool:
 
 def _end_all(hands: Hands, tickets: Sequence[RunTicket], watch: Watch) -> list[Finished]:
     """Writes of each model's run that it came to its end; where that fails for one, still of the others."""
+    profile = json.dumps(watch.profile.summary())
     ended: list[Finished] = []
     errors: list[VehclassError] = []
     for number, ticket in enumerate(tickets):
@@ -116,7 +118,7 @@ def _end_all(hands: Hands, tickets: Sequence[RunTicket], watch: Watch) -> list[F
         try:
             counts = hands.store.counts(ticket.run_id)
             code = ExitCode.SOME_IMAGES_FAILED if counts.failed else ExitCode.DONE
-            hands.store.end_run(ticket.run_id, RunEnd("done", code, None, watch.progress.listed, new))
+            hands.store.end_run(ticket.run_id, RunEnd("done", code, None, watch.progress.listed, new, profile))
         except VehclassError as error:
             errors.append(error)
         else:
@@ -131,8 +133,9 @@ def _record_failure(store: Store, ticket: RunTicket, error: BaseException, watch
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
     code = error.exit_code if isinstance(error, VehclassError | Interrupted) else ExitCode.FAILED
     message, new = str(error) or type(error).__name__, watch.progress.new_to.get(number, 0)
+    profile = json.dumps(watch.profile.summary())
     try:
-        store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, new))
+        store.end_run(ticket.run_id, RunEnd(status, code, message, watch.progress.listed, new, profile))
     except VehclassError as second:
         if str(second) != str(error):  # else it is the same trouble
             error.add_note(f"The run's end could not be recorded either: {second}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vehclass.cli import logs, options, show, summary
+from vehclass.cli import logs, options, show, summary, telling
 from vehclass.errors import Interrupted, StoreNotFound, UsageError
 from vehclass.settings import Settings
 
@@ -85,6 +85,14 @@ def classify_batch(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the time went, stage by stage; --json has it always.")
     ] = False,
+    notify: options.Notify = None,
+    metrics_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the figures for Prometheus here, such as /var/lib/node_exporter/vehclass.prom.",
+            show_default=False,
+        ),
+    ] = None,
     log_format: options.LogFormat = logs.Format.auto,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels a task the summary shows.")] = 10,
     as_json: options.Json = False,
@@ -112,6 +120,8 @@ def classify_batch(
         max_failure_rate=max_failure_rate,
         image_timeout=image_timeout,
         max_ru=max_ru,
+        notify=notify,
+        metrics_file=metrics_file,
     )
     from vehclass.batch.pipeline import Job, Watch
 
@@ -127,14 +137,18 @@ def classify_batch(
         max_bytes=settings.max_bytes,
         lanes=settings.threads or options.cores(),
     )
-    with _hands(
-        settings, container, job, require_gpu=require_gpu, writing=not dry_run, more=model[1:] if model else []
-    ) as wired:
-        if dry_run:
+    more = model[1:] if model else []
+    if dry_run:
+        with _hands(settings, container, job, require_gpu=require_gpu, writing=False, more=more) as wired:
             _dry_run(job, wired, as_json=as_json)
-            return
-        from vehclass.batch import runs
+        return
+    from vehclass.batch import runs
+    from vehclass.batch.profile import Profile
 
+    with (
+        telling.told(settings, container) as ending,
+        _hands(settings, container, job, require_gpu=require_gpu, writing=True, more=more) as wired,
+    ):
         asked = {
             "container": wired.hands.source.url,
             "prefix": job.prefixes,
@@ -144,7 +158,7 @@ def classify_batch(
         }
         flags = {"retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)}
         flags["precision"] = [summary.choice(runtime) for runtime in wired.runtimes]
-        watch = Watch()
+        watch = ending.watch = Watch(profile=Profile(job.lanes, options.cores()))
         with (
             show.watching(quiet=as_json) as tell,
             _stopped_by_signals(watch, quiet=as_json),
@@ -153,13 +167,14 @@ def classify_batch(
             watch.tell = tell
             watch.begun = lambda run_ids: logs.bind(run=" ".join(run_ids))
             ended = runs.run(job, wired.hands, watch, command="classify-batch", settings=json.dumps({**asked, **flags}))
-        spent, seconds = watch.profile.summary(job.lanes, options.cores()), time.monotonic() - began
+        spent, seconds = watch.profile.summary(), time.monotonic() - began
+        documents = [summary.as_document(wired, watch, one, number) for number, one in enumerate(ended)]
+        ending.runs.extend(documents)
         if as_json:
-            documents = [summary.as_document(wired, watch, one, number) for number, one in enumerate(ended)]
             whole = {"seconds": round(seconds, 2), "profile": spent, "store_cost": wired.store.cost()}
             show.print_json({**documents[0], **whole} if len(documents) == 1 else {"runs": documents, **whole})
         else:
-            summary.show_summary(wired, watch, ended, seconds, top_k, spent)
+            summary.show_summary(wired, watch, documents, seconds, top_k, spent)
             if profile:
                 summary.show_profile(spent)
     raise typer.Exit(max(int(one.exit_code) for one in ended))

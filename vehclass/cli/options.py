@@ -70,6 +70,13 @@ Precision = Annotated[
         show_default=False,
     ),
 ]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        help="When to post and mail how it ended: always, on-failure or never. (default: on-failure)",
+        show_default=False,
+    ),
+]
 LogFormat = Annotated[
     logs.Format,
     typer.Option(

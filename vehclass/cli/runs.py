@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from vehclass.cli import options, show
+from vehclass.cli.summary import show_profile
 from vehclass.errors import UsageError
 
 app = typer.Typer(help="What has been done, and how it ended.", no_args_is_help=True)
@@ -61,8 +62,9 @@ def show_run(
             raise UsageError(reason=f"There is no run {run_id} in {results.url}. See `vehclass runs list`.")
         run = found[0]
         summary, failures = results.run_summary(run["run_id"]), results.failure_codes(run["run_id"])
+        profile = results.run_profile(run["run_id"])
         if as_json:
-            show.print_json({**run, "summary": summary, "failures": failures})
+            show.print_json({**run, "summary": summary, "failures": failures, "profile": profile})
             return
         show.table(
             None,
@@ -95,6 +97,12 @@ def show_run(
                 ("stage", "code", "images"),
                 [(row["stage"], row["code"], row["images"]) for row in failures],
                 right=("images",),
+            )
+        if profile and run["classified"]:
+            show_profile(profile)
+            busy = show.percent(profile["cores_busy"])
+            show.say(
+                f"{profile['seconds']:,.1f} s, cores {busy} busy, {run['classified'] / profile['seconds']:,.0f} images/s."
             )
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from vehclass.cli import logs, options, show, without_secrets
+from vehclass.cli import logs, options, show, telling, without_secrets
 from vehclass.errors import ExitCode, ServiceUnreachable, UsageError
+from vehclass.notices import Notice
 from vehclass.settings import Settings, schedules
 
 if TYPE_CHECKING:
@@ -238,7 +239,17 @@ def _parsed(words: list[str]) -> dict[str, Any]:
 
 
 def _settings(params: dict[str, Any]) -> Settings:
-    names = ("store", "batch_size", "runtime", "precision", "threads", "max_failure_rate", "image_timeout", "max_ru")
+    names = (
+        "store",
+        "batch_size",
+        "runtime",
+        "precision",
+        "threads",
+        "max_failure_rate",
+        "image_timeout",
+        "max_ru",
+        "notify",
+    )
     models = params["model"] or [None]
     return options.given(model=models[0], **{name: params[name] for name in names})
 
@@ -313,26 +324,38 @@ def _keep(jobs: "list[Job]", log_format: logs.Format, *, run_now: bool) -> None:
         when = f"{due.astimezone(job.times.zone):%a %Y-%m-%d %H:%M %z}, {due:%H:%M} UTC" if due else "never"
         show.note(f"{job.name}: {job.times}, next on {when}: classify-batch {job.command}")
     watched = threading.Event()
-    child = partial(run_child, more=("--log-format", log_format.value))
+    # How a run ended is told here, since one that crashed can no longer do so.
+    child = partial(run_child, more=("--log-format", log_format.value, "--notify", "never"))
+    settings = {job.name: _settings(_parsed(list(job.words))) for job in jobs}
+    options_of = {name: telling.notice_options(one) for name, one in settings.items()}
+
+    def tell(night: "Night") -> None:
+        telling.tell(settings[night.job], options_of[night.job], _notice(night))
+
     with _stopped_by_signals(watched) as number:
-        Keeper(jobs, child, _tell, watched).keep(run_now=run_now)
+        Keeper(jobs, child, tell, watched).keep(run_now=run_now)
     if number():
         show.note("The schedule has ended; what was finished is saved.")
         raise typer.Exit(128 + number())
 
 
-def _tell(night: "Night") -> None:
-    """Says how a night ended."""
+def _notice(night: "Night") -> Notice:
+    """Says in the log how a night ended; returns what is to be told of it."""
     import logging
 
-    record = night.as_record()
-    good = night.ended.code in (ExitCode.DONE, ExitCode.SOME_IMAGES_FAILED)
+    record, ended = night.as_record(), night.ended
+    if ended.code in telling.GOOD:
+        runs = ended.document.get("runs") or [ended.document]
+        notice = telling.success(night.job, runs, schedule=night.job, night=record)
+    else:
+        notice = telling.failure(night.job, ended.said, ended.code, schedule=night.job, night=record)
     done = sum(run.get("classified", 0) for run in record["runs"])
     failed = sum(run.get("failed", 0) for run in record["runs"])
-    text = f"ended well: {done:,} classified, {failed:,} failed" if good else f"ended badly: {night.ended.said}"
+    text = f"ended well: {done:,} classified, {failed:,} failed" if notice.good else f"ended badly: {ended.said}"
     logging.getLogger(__name__).log(
-        logging.INFO if good else logging.ERROR, "%s", text, extra={"schedule": night.job, "night": record}
+        logging.INFO if notice.good else logging.ERROR, "%s", text, extra={"schedule": night.job, "night": record}
     )
+    return notice
 
 
 @contextmanager

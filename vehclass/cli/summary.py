@@ -60,21 +60,21 @@ def as_document(wired: Wired, watch: "Watch", finished: "Finished", number: int)
 
 
 def show_summary(
-    wired: Wired, watch: "Watch", ended: "list[Finished]", seconds: float, top_k: int, profile: dict[str, Any]
+    wired: Wired, watch: "Watch", documents: list[dict[str, Any]], seconds: float, top_k: int, profile: dict[str, Any]
 ) -> None:
-    """Prints what the runs of all models found, in how long, and what that time went into."""
+    """Prints what the runs of all models found, as their documents say, in how long, and what that time went into."""
     source, progress = wired.hands.source.url, watch.progress
-    done = sum(one.counts.done for one in ended)
+    done = sum(one["classified"] + one["failed"] for one in documents)
     if not done and progress.listed:
         show.say(f"Nothing is new: {wired.models} looked at all {progress.listed:,} images of {source} before.")
     elif not done:
         show.say(f"There is nothing to look at: no file in {source} is what --prefix, --include and --since ask for.")
     if not done:
         return
-    for number, one in enumerate(ended):
-        if len(ended) > 1:
-            show.say(f"{one.model}, on {wired.runtimes[number].device}:")
-        _results_of(wired.store, one, progress.listed, top_k)
+    for one in documents:
+        if len(documents) > 1:
+            show.say(f"{one['model']}, on {one['device']}:")
+        _results_of(wired.store, one, top_k)
     where = wired.runtimes[0].device
     show.say(f"{show.duration(seconds)} from start to end, {done / seconds:,.0f} images/s, on {where}.")
     if done >= WORTH_A_PROFILE:
@@ -89,30 +89,30 @@ def show_summary(
             f"{cost['request_units']:,.0f} request units: {cost['writes']:,} writes at {cost['request_units_per_write']:.2f} each, "
             f"{cost['reads']:,} reads for {cost['request_units_for_reads']:,.0f}; throttled {cost['throttled']:,} times."
         )
-    for one in ended:
-        show.say(f"Run {one.run_id} of {one.model} on {source}, saved to {wired.store.url}.")
+    for one in documents:
+        show.say(f"Run {one['run_id']} of {one['model']} on {source}, saved to {wired.store.url}.")
 
 
-def _results_of(store: "Store", finished: "Finished", listed: int, top_k: int) -> None:
+def _results_of(store: "Store", document: dict[str, Any], top_k: int) -> None:
     """What a model found, and what failed."""
-    counts = finished.counts
-    labels = _top_labels(store.run_summary(finished.run_id), top_k)
+    classified, failed = document["classified"], document["failed"]
+    labels = _top_labels(document["summary"], top_k)
     if labels:
-        _label_table(labels, counts.classified)
-    if counts.failed:
+        _label_table(labels, classified)
+    if failed:
         from vehclass.records import ResultFilter
 
-        shown = store.first_results("failures", ResultFilter(run_id=finished.run_id), 10)
+        shown = store.first_results("failures", ResultFilter(run_id=document["run_id"]), 10)
         show.table(
-            f"{counts.failed:,} image{'s' if counts.failed != 1 else ''} failed",
+            f"{failed:,} image{'s' if failed != 1 else ''} failed",
             ("name", "stage", "code", "why"),
             [(row["name"], row["stage"], row["code"], row["message"]) for row in shown],
         )
-        if counts.failed > len(shown):
-            more = counts.failed - len(shown)
-            show.say(f"... and {more:,} more: vehclass results list --failures --run {finished.run_id}\n")
+        if failed > len(shown):
+            more = failed - len(shown)
+            show.say(f"... and {more:,} more: vehclass results list --failures --run {document['run_id']}\n")
     show.say(
-        f"{counts.classified:,} classified, {counts.failed:,} failed, {counts.needs_review:,} to review, of {listed:,} listed."
+        f"{classified:,} classified, {failed:,} failed, {document['needs_review']:,} to review, of {document['listed']:,} listed."
     )
 
 

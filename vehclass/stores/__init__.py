@@ -51,6 +51,10 @@ class Store(Protocol):
         """Runs, the latest first."""
         ...
 
+    def run_profile(self, run_id: str) -> dict[str, Any] | None:
+        """Where the time of a run went; None where that is not known."""
+        ...
+
     def run_summary(self, run_id: str) -> list[dict[str, Any]]:
         """By task and label: images, mean probability, how many ask for a look."""
         ...

@@ -46,6 +46,7 @@ RIGHTS: Final = {
     "lease": ("SELECT", "INSERT", "UPDATE"),
     "mark": ("SELECT", "INSERT", "UPDATE"),
     "schedule": ("SELECT", "INSERT", "UPDATE"),
+    "run_profile": ("SELECT", "INSERT", "UPDATE"),
 }
 
 

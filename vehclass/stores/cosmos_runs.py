@@ -5,6 +5,7 @@ out by the service's own clock.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -293,6 +294,11 @@ class RunBook:
         query = f"SELECT TOP {limit:d} * FROM c WHERE {where} ORDER BY c.started_at DESC"
         found = self._requests.attempt(self._requests.query(self._runs, query, {"run_id": run_id}), "reading runs")
         return [{name: one.get(name) for name in RUN_COLUMNS} for one in found]
+
+    def run_profile(self, run_id: str) -> dict[str, Any] | None:
+        """Where the time of a run went; None where that is not known."""
+        found = self._requests.attempt(self._requests.document(self._runs, f"run-{run_id}"), "reading the run")
+        return dict(json.loads(found["profile"])) if found and found.get("profile") else None
 
     def models(self) -> list[ModelInfo]:
         """The models that results are of, with the tasks and labels that they answer."""

@@ -213,7 +213,10 @@ class SqlStore:
     def end_run(self, run_id: str, end: RunEnd) -> None:
         """Writes how a run ended, with the counts as this store has them."""
         ended = {**asdict(end), "message": None if end.message is None else text(end.message)}
+        profile = ended.pop("profile")
         self._db.execute("end_run", run_id=run_id, now=iso(now()), **ended, **asdict(self.counts(run_id)))
+        if profile is not None:
+            self._db.transact(lambda: self._db.execute("save_profile", run_id=run_id, profile=profile))
 
     def counts(self, run_id: str) -> Counts:
         """What a run has finished so far, counted here and now."""
@@ -266,6 +269,12 @@ class SqlStore:
     def runs(self, *, limit: int, run_id: str | None = None, failed: bool = False) -> list[dict[str, Any]]:
         """Runs, the latest first."""
         return self._db.records("runs", run_id=run_id, failed=failed, limit=limit)
+
+    def run_profile(self, run_id: str) -> dict[str, Any] | None:
+        """Where the time of a run went; None where that is not known."""
+        known = self._db.schema_version >= SCHEMA_WITH_SCHEDULES
+        found = self._db.query("run_profile", run_id=run_id) if known else []
+        return dict(json.loads(found[0][0])) if found else None
 
     def run_summary(self, run_id: str) -> list[dict[str, Any]]:
         """By task and label: images, mean probability, how many ask for a look."""
