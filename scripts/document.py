@@ -14,8 +14,8 @@ from vehclass.settings import Settings  # noqa: E402  (found by the line above, 
 
 COMMANDS = [
     *("", "classify-batch", "classify", "train", "data check", "evaluate"),
-    *("schedule", "schedule status"),
-    *("results list", "results show", "results export", "runs list", "runs show"),
+    *("schedule", "schedule status", "status"),
+    *("results list", "results show", "results export", "results delete", "runs list", "runs show"),
     *("model show", "model export", "model push", "model pull", "model list"),
     *("model promote", "model rollback", "model history"),
     *("store init", "store check", "store copy", "doctor"),

@@ -4,6 +4,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from vehclass.records import (
     ScheduleNote,
     Task,
     image_id,
+    iso,
+    now,
 )
 from vehclass.stores import Store, open_store
 from vehclass.stores.options import StoreOptions
@@ -404,6 +407,32 @@ class TestLeases:
             with pytest.raises(LeaseLost):
                 work()
         assert store.marks("a" * 32) == {"0" * 32: "in time"}
+
+    @pytest.mark.parametrize("how", ["name", "age", "both"])
+    def test_what_is_deleted_is_gone_and_new_again(self, store: Store, ticket: RunTicket, how: str) -> None:
+        other = replace(MODEL, version="f" * 12)
+        store.save([classified("a"), classified("b"), failed("c")], MODEL, ticket, max_attempts=3)
+        store.start_run(RunStart("run-1", "test", "file:///photos", other.key, "{}", "host"), other)
+        store.save([classified("a")], other, ticket, max_attempts=3)
+        store.open_mark("a" * 32, "0" * 32, ticket)
+        store.leave_mark("0" * 32, "all done", ticket)
+        time.sleep(0.01)
+        later = iso(now())
+        store.save([classified("b", etag="2")], MODEL, ticket, max_attempts=3)
+        wanted = {
+            "name": {"name": "a"},
+            "age": {"before": later},
+            "both": {"name": "b", "before": "2020-01-01T00:00:00.000Z"},
+        }
+        deleted = sum(store.delete(**wanted[how]))
+        gone = {"name": {"a"}, "age": {"a", "c"}, "both": set()}[how]
+        left = {"a", "b", "c"} - gone
+        assert {row["name"] for what in ("predictions", "failures") for row in rows(store, what)} == left
+        assert {row["name"] for row in rows(store, "probabilities")} == left - {"c"}
+        refs = [ref("a"), ref("b", "2"), ref("c")]
+        assert set(new(store, *refs)) == gone | ({"c"} if "c" in left else set())
+        assert (deleted >= len(gone), deleted == 0) == (True, not gone)
+        assert set(store.marks("a" * 32).values()) <= ({""} if gone else {"", "all done"})
 
     def test_a_run_says_where_its_time_went(self, store: Store) -> None:
         begin(store, "run-1")

@@ -20,6 +20,9 @@ GRANT SELECT, INSERT, UPDATE ON dbo.run_profile TO [vehclass-night];
 GRANT SELECT ON dbo.schema_migration TO [vehclass-night];
 GO
 
+-- `vehclass results delete` needs more, and is not for the nightly user:
+-- GRANT SELECT, DELETE ON dbo.[image], dbo.outcome, dbo.prediction, dbo.probability, dbo.mark: one statement for each.
+
 -- An analyst reads, and nothing else.
 -- CREATE USER [analysts] FROM EXTERNAL PROVIDER;
 -- GRANT SELECT ON dbo.image_prediction TO [analysts];

@@ -336,6 +336,28 @@ UPDATE dbo.mark SET mark = N'' WHERE mark_key IN (SELECT k.value FROM OPENJSON(@
 -- parameters: @mark_key CHAR(32), @mark NVARCHAR(MAX), @run_id NVARCHAR(64), @now CHAR(24)
 UPDATE dbo.mark SET mark = @mark, left_at = CAST(LEFT(@now, 23) AS DATETIME2(3)) WHERE mark_key = @mark_key AND run_id = @run_id;
 
+-- name: images_to_delete
+-- parameters: @after BIGINT, @until BIGINT, @name NVARCHAR(MAX), @before CHAR(24)
+-- Those of a stretch that have a name, or whose every outcome is older than a time.
+SELECT i.image_seq FROM dbo.[image] AS i
+WHERE i.image_seq > @after AND i.image_seq <= @until AND (@name IS NULL OR i.name = @name)
+  AND (@before IS NULL OR NOT EXISTS (
+    SELECT 1 FROM dbo.outcome AS o
+    WHERE o.image_seq = i.image_seq AND o.finished_at >= CAST(LEFT(@before, 23) AS DATETIME2(3))))
+ORDER BY i.image_seq
+OPTION (RECOMPILE);
+
+-- name: delete_images
+-- parameters: @image_seqs NVARCHAR(MAX)
+-- image_seqs: [image_seq, ...]
+DELETE FROM dbo.probability WHERE image_seq IN (SELECT CAST(j.value AS BIGINT) FROM OPENJSON(@image_seqs) AS j);
+
+DELETE FROM dbo.prediction WHERE image_seq IN (SELECT CAST(j.value AS BIGINT) FROM OPENJSON(@image_seqs) AS j);
+
+DELETE FROM dbo.outcome WHERE image_seq IN (SELECT CAST(j.value AS BIGINT) FROM OPENJSON(@image_seqs) AS j);
+
+DELETE FROM dbo.[image] WHERE image_seq IN (SELECT CAST(j.value AS BIGINT) FROM OPENJSON(@image_seqs) AS j);
+
 -- name: beat_schedule
 -- parameters: @name NVARCHAR(200), @times NVARCHAR(MAX), @command NVARCHAR(MAX), @holder NVARCHAR(512), @next_due CHAR(24)
 UPDATE dbo.schedule WITH (UPDLOCK, HOLDLOCK) SET times = @times, command = @command, holder = @holder,

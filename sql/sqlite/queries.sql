@@ -153,6 +153,28 @@ UPDATE mark SET mark = '' WHERE mark_key IN (SELECT value FROM json_each(:mark_k
 -- name: leave_mark
 UPDATE mark SET mark = :mark, left_at = :now WHERE mark_key = :mark_key AND run_id = :run_id;
 
+-- name: images_to_delete
+-- Those of a stretch that have a name, or whose every outcome is older than a time.
+SELECT i.image_seq FROM image AS i
+WHERE i.image_seq > :after AND i.image_seq <= :until AND (:name IS NULL OR i.name = :name)
+  AND (:before IS NULL OR NOT EXISTS (
+    SELECT 1 FROM model AS m JOIN outcome AS o ON o.model_seq = m.model_seq AND o.image_seq = i.image_seq
+    WHERE o.finished_at >= :before))
+ORDER BY i.image_seq;
+
+-- name: delete_images
+-- image_seqs: [image_seq, ...]
+DELETE FROM probability WHERE (label_seq, image_seq) IN (
+  SELECT l.label_seq, j.value FROM json_each(:image_seqs) AS j CROSS JOIN label AS l);
+
+DELETE FROM prediction WHERE (task_seq, image_seq) IN (
+  SELECT t.task_seq, j.value FROM json_each(:image_seqs) AS j CROSS JOIN task AS t);
+
+DELETE FROM outcome WHERE (model_seq, image_seq) IN (
+  SELECT m.model_seq, j.value FROM json_each(:image_seqs) AS j CROSS JOIN model AS m);
+
+DELETE FROM image WHERE image_seq IN (SELECT value FROM json_each(:image_seqs));
+
 -- name: beat_schedule
 INSERT INTO schedule (name, times, command, holder, heartbeat_at, next_due_at)
 VALUES (:name, :times, :command, :holder, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), :next_due)

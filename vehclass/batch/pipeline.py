@@ -96,6 +96,11 @@ class Progress:
         for ref in refs:
             self.left = ref.modified_at if self.left is None else min(self.left, ref.modified_at)
 
+    def leave(self, ref: ImageRef) -> None:
+        """Takes note of an image that was taken and is left after all."""
+        self._waiting.pop(ref.image_id, None)
+        self.count_left([ref])
+
     def count_done(self, outcomes: Iterable[Outcome]) -> None:
         """Takes note of images that are saved."""
         for outcome in outcomes:
@@ -282,6 +287,7 @@ def count_new(job: Job, hands: Hands, watch: Watch) -> list[Todo]:
     first: list[Todo] = []
     listing = marks_of(job, hands).listing(now(), full=job.full or job.retry_failed)
     for todo in new_images(job, hands, listing, watch):
+        watch.progress.leave(todo.ref)
         if len(first) < 2 * hands.classifiers[0].batch_size:
             first.append(todo)
     return first

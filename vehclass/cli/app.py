@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from vehclass import __version__
-from vehclass.cli import classify, classify_batch, data, doctor, evaluate, model, results, runs, schedule, store, train
+from vehclass.cli import (
+    classify,
+    classify_batch,
+    data,
+    doctor,
+    evaluate,
+    model,
+    results,
+    runs,
+    schedule,
+    status,
+    store,
+    train,
+)
 
 app = typer.Typer(
     help="Turns a container of vehicle photos into rows in a database.",
@@ -40,6 +53,7 @@ app.command("train", rich_help_panel="Work")(train.train)
 app.command("evaluate", rich_help_panel="Look")(evaluate.evaluate)
 app.add_typer(data.app, name="data", rich_help_panel="Look")
 app.add_typer(results.app, name="results", rich_help_panel="Look")
+app.command("status", rich_help_panel="Look")(status.status)
 app.add_typer(runs.app, name="runs", rich_help_panel="Look")
 app.add_typer(model.app, name="model", rich_help_panel="Look")
 app.add_typer(store.app, name="store", rich_help_panel="Look after")

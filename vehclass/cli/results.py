@@ -230,3 +230,44 @@ def export(
                 show.print_json({"rows": count, "path": str(out), "format": kind})
             else:
                 show.say(f"{count:,} {what} written to {out}.")
+
+
+@app.command("delete")
+def delete(
+    store: options.Store = None,
+    image: Annotated[
+        str | None, typer.Option(help="The image of this name, in every container.", show_default=False)
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(help="Images last looked at before a date (2026-11-01) or an age (90d).", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Delete all that the store holds of an image, or of images last looked at long ago, by whichever model.
+
+    A photo that is still in its container is new again to the next run: delete it there first.
+
+    Example: vehclass results delete --older-than 90d
+    """
+    before = options.moment(older_than, "--older-than")
+    if image is None and before is None:
+        raise UsageError(reason="Say what to delete, with --image or --older-than.")
+    with options.existing_store(options.given(store=store)) as results:
+        what = " and ".join(
+            ([f"named {show.plain(image)}"] if image is not None else [])
+            + ([f"last looked at before {iso(before)}"] if before else [])
+        )
+        if not yes and not as_json and not typer.confirm(f"Delete all results of images {what} from {results.url}?"):
+            raise typer.Abort
+        with show.status(quiet=as_json) as tell:
+            deleted = 0
+            for count in results.delete(name=image, before=iso(before) if before else None):
+                deleted += count
+                tell(f"{deleted:,} deleted ...")
+        if as_json:
+            show.print_json({"deleted": deleted, "store": results.url})
+        else:
+            show.say(f"{deleted:,} deleted.")

@@ -83,6 +83,10 @@ class Store(Protocol):
         """What the work so far has cost by the store's own measure, such as request units."""
         ...
 
+    def delete(self, *, name: str | None = None, before: str | None = None) -> Iterator[int]:
+        """Deletes all that is held of the images of a name, or last looked at before a time; yields how many."""
+        ...
+
     # Moving to another store.
     def saved(self) -> Iterator[list[Saved]]:
         """All that is held, a page of images at a time."""

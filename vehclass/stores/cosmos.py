@@ -10,9 +10,12 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, Final
+
+from azure.cosmos.exceptions import CosmosResourceNotFoundError
 
 from vehclass.errors import LeaseLost, StoreError
 from vehclass.records import (
@@ -292,6 +295,37 @@ class CosmosStore(RunBook):
             await self._upsert_all(documents)
 
         self._requests.attempt(write(), "writing results")
+
+    def delete(self, *, name: str | None = None, before: str | None = None) -> Iterator[int]:
+        """Deletes all that is held of the images of a name, or last looked at before a time; yields how many documents.
+
+        First of all the marks go, so that the next run asks about every name.
+        """
+        self._requests.attempt(self._drop_all_marks(), "taking marks away")
+        conditions = ["IS_DEFINED(c.status)"]
+        conditions += ["c.name = @name"] if name is not None else []
+        conditions += ["c.finished_at < @before"] if before is not None else []
+        values: dict[str, object] = {"name": None if name is None else text(name), "before": before}
+        stream = self._stream(conditions, {k: v for k, v in values.items() if v is not None}, "c.id, c.image_id, c.seq")
+
+        async def remove(documents: list[Document]) -> None:
+            async def one(document: Document) -> None:
+                with suppress(CosmosResourceNotFoundError):  # the answer to an earlier try was lost
+                    await self._requests.single(
+                        lambda hook: self._results.delete_item(
+                            document["id"], partition_key=document["image_id"], response_hook=hook
+                        ),
+                        "deleting",
+                        write=True,
+                    )
+
+            async with asyncio.TaskGroup() as group:
+                for document in documents:
+                    group.create_task(one(document))
+
+        while page := list(islice(stream, PAGE)):
+            self._requests.attempt(remove(page), "deleting results")
+            yield len(page)
 
     def _stream(
         self, conditions: list[str], values: dict[str, object], fields: str, *, newest_first: bool = False

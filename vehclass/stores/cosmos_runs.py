@@ -201,6 +201,10 @@ class RunBook:
 
         self._requests.attempt(leave(), "leaving the mark")
 
+    async def _drop_all_marks(self) -> None:
+        for found in await self._requests.query(self._runs, "SELECT c.mark_key FROM c WHERE c.type = 'mark'"):
+            await self._change_mark(found["mark_key"], mark="", run_id="")
+
     async def _change_mark(self, key: str, **changes: str) -> None:
         found = await self._requests.document(self._runs, f"mark-{key}")
         if found is not None:

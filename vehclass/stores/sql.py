@@ -326,6 +326,21 @@ class SqlStore:
         """What the work so far has cost by the store's own measure; a SQL database has none."""
         return {}
 
+    def delete(self, *, name: str | None = None, before: str | None = None) -> Iterator[int]:
+        """Deletes all that is held of the images of a name, or that were last looked at before a time (ISO 8601).
+
+        One of the two at least is given. Yields how many images, as they go; those that are still in
+        their container are new again.
+        """
+        wanted = {"name": None if name is None else text(name), "before": before}
+        for after, until in self._stretches(name):
+            found = [int(row[0]) for row in self._db.query("images_to_delete", after=after, until=until, **wanted)]
+            most = max(1, self._db.most_rows // 50)
+            for start in range(0, len(found), most):
+                part = _json(found[start : start + most])
+                self._db.transact(lambda part=part: self._db.execute("delete_images", image_seqs=part))  # type: ignore[misc]  # bound at once
+                yield len(found[start : start + most])
+
     # --- moving to another store ---
 
     def saved(self) -> Iterator[list[Saved]]:
