@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.conftest import ROOT, Answer
+from vehclass.cli.options import cores
 from vehclass.errors import UsageError
 from vehclass.settings import Settings, load, schedules
 
@@ -96,6 +97,16 @@ def test_the_example_names_every_setting_and_can_be_used(tmp_path: Path) -> None
     (tmp_path / "vehclass.toml").write_text(uncommented)
     load({}, {}, tmp_path / "vehclass.toml")
     assert [one["name"] for one in schedules(tmp_path / "vehclass.toml")] == ["uploads"]
+
+
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [("100000 100000", 1), ("150000 100000", 2), ("5000 100000", 1), ("max 100000", 10**6), ("", 10**6)],
+)
+def test_a_containers_share_of_the_cores_counts(said: str, most: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(said)
+    assert 1 <= cores(tmp_path / "cpu.max") <= most
+    assert (cores(tmp_path / "cpu.max") == cores(tmp_path / "nothing")) or most < 10**6
 
 
 def test_doctor(vehclass: Callable[..., Answer], drawn: Path) -> None:

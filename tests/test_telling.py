@@ -296,7 +296,11 @@ class TestWebhook:
 
 
 class TestMail:
-    OPTIONS: ClassVar[dict[str, Any]] = {"mail_to": ("ops@example.org",), "mail_from": "v@example.org", "smtp_host": "127.0.0.1"}
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "mail_to": ("ops@example.org",),
+        "mail_from": "v@example.org",
+        "smtp_host": "127.0.0.1",
+    }
 
     def test_no_encryption_no_mail(self) -> None:
         """The server offers no STARTTLS: nothing is sent unless that is turned off by name."""

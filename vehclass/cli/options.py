@@ -1,11 +1,12 @@
 """Options that several commands share, and the adapters that they choose."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -95,9 +96,17 @@ Container = Annotated[
 ]
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU, of so many (cgroup v2)
+
+
+def cores(quota: Path = CPU_QUOTA) -> int:
+    """The cores that this process may use: those it may run on, and no more than its container's share of the time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        time, of = quota.read_text().split()
+        return max(1, min(allowed, math.ceil(int(time) / int(of))))
+    except (OSError, ValueError):  # no such file, or 'max', which is no limit
+        return allowed
 
 
 def blob_options(settings: Settings) -> "BlobOptions":
