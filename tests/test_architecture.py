@@ -15,7 +15,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"batch", "training", "schedule", "settings"},
-    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports", "notices", "metrics"},
+    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports", "notices", "metrics", "telemetry"},
     {"azure_storage"},
     {"records", "errors", "holders", "imaging_limits"},
 ]
@@ -23,6 +23,7 @@ LAYERS = [
 ALLOWED = {
     ("model", "imaging"),  # a network is fed with the pixels that imaging makes: the type, nothing else
     ("batch", "imaging"),  # likewise
+    ("telemetry", "metrics"),  # the same figures, another way
     ("imaging_apart", "imaging"),  # the same, in another process
     ("registry", "model"),  # what is handed around is verified by those who know what a model folder is
 }

@@ -1,5 +1,6 @@
 """How people hear of a run: posts, mails, figures, JSON lines; and that none of it can fail the run or say a secret."""
 
+import gzip
 import json
 import socketserver
 import threading
@@ -338,3 +339,93 @@ class TestMail:
         mail.check(NoticeOptions(**self.OPTIONS))
         with pytest.raises(UsageError):
             mail.check(NoticeOptions(**{**self.OPTIONS, **wrong}))
+
+
+class Collector:
+    """A server that takes traces and figures as OpenTelemetry's protocol has them."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, list[bytes]] = {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    data = gzip.decompress(data)
+                outer.bodies.setdefault(self.path, []).append(data)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()
+
+
+class TestCollector:
+    def test_a_run_is_a_span_with_its_figures(
+        self, photos: Path, collector: Collector, vehclass: Callable[..., Answer]
+    ) -> None:
+        from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        done = vehclass(
+            *job(photos),
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_RESOURCE_ATTRIBUTES="deployment.environment=test",
+        )
+        assert done.code in (0, 3), done.err
+        (traces,) = collector.bodies["/v1/traces"]
+        (resource,) = ExportTraceServiceRequest.FromString(traces).resource_spans
+        told = {one.key: one.value.string_value for one in resource.resource.attributes}
+        assert (told["service.name"], told["deployment.environment"]) == ("vehclass", "test")
+        (span,) = resource.scope_spans[0].spans
+        assert (span.name, span.status.code) == ("vehclass classify-batch", 0)
+        assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 60e9
+        (metrics,) = collector.bodies["/v1/metrics"]
+        found = ExportMetricsServiceRequest.FromString(metrics).resource_metrics[0].scope_metrics[0].metrics
+        by_name = {one.name: one for one in found}
+        outcomes = {
+            next(a.value.string_value for a in point.attributes if a.key == "outcome"): point.as_int
+            for point in by_name["vehclass.images"].sum.data_points
+        }
+        assert outcomes["classified"] + outcomes["failed"] == 6
+        assert {"vehclass.stage.time", "vehclass.run.duration"} <= set(by_name)
+
+    def test_a_failed_run_is_a_span_that_says_why(self, collector: Collector, vehclass: Callable[..., Answer]) -> None:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        vehclass(*job(Path("nowhere")), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+        span = (
+            ExportTraceServiceRequest.FromString(collector.bodies["/v1/traces"][0])
+            .resource_spans[0]
+            .scope_spans[0]
+            .spans[0]
+        )
+        assert (span.status.code, "nowhere" in span.status.message) == (2, True)
+
+    def test_off_is_off_and_nobody_there_is_no_failure(
+        self, photos: Path, collector: Collector, vehclass: Callable[..., Answer]
+    ) -> None:
+        off = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SDK_DISABLED": "true"}
+        assert vehclass(*job(photos), **off).code in (0, 3)
+        assert collector.bodies == {}
+        began = time.monotonic()
+        away = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "3"}
+        done = vehclass(*job(photos, "--full"), **away)
+        assert (done.code, "Traceback" in done.err) == (0, False), done.err
+        assert time.monotonic() - began < 30

@@ -259,6 +259,14 @@ def _read_file(path: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != SCHEDULES}
 
 
+def collector_is_named(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables name a collector, and do not turn all of it off."""
+    said = os.environ if environment is None else environment
+    names = ("ENDPOINT", "TRACES_ENDPOINT", "METRICS_ENDPOINT")
+    off = said.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    return not off and any(said.get(f"OTEL_EXPORTER_OTLP_{name}") for name in names)
+
+
 def schedules(file: Path | None = None) -> list[dict[str, Any]]:
     """The tables [[schedule]] of the file of settings, as they stand there; raises UsageError for what is none."""
     path = Path(FILE) if file is None else file

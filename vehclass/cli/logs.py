@@ -49,12 +49,13 @@ def as_json() -> bool:
 
 
 def set_up(wanted: Format, *, verbose: bool) -> None:
-    """Sends what vehclass, and the scheduler that it uses, say to standard error, in a format."""
+    """Sends what vehclass and some that it uses say to standard error, in a format."""
     lines = wanted is Format.json or (wanted is Format.auto and not sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if lines else _Human())
     handler.addFilter(CONTEXT)
-    for name, level in (("vehclass", logging.DEBUG if verbose else logging.INFO), ("apscheduler", logging.ERROR)):
+    others = {"apscheduler": logging.ERROR, "opentelemetry": logging.ERROR}
+    for name, level in {"vehclass": logging.DEBUG if verbose else logging.INFO, **others}.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

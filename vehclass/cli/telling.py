@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vehclass.cli import show, without_secrets
 from vehclass.errors import ExitCode, Interrupted, UsageError, VehclassError
 from vehclass.notices import Notice, NoticeOptions
-from vehclass.settings import Settings
+from vehclass.settings import Settings, collector_is_named
 
 if TYPE_CHECKING:
     from vehclass.batch.pipeline import Watch
@@ -71,13 +71,14 @@ def told(settings: Settings, source: str) -> Iterator[Ending]:
     except BaseException as error:
         known = isinstance(error, VehclassError | Interrupted)
         code = int(error.exit_code) if isinstance(error, VehclassError | Interrupted) else int(ExitCode.FAILED)
-        _write_figures(settings, ending, code, time.monotonic() - began)
+        message = without_secrets(str(error) if known else type(error).__name__)
+        _tell_machines(settings, ending, code, time.monotonic() - began, message)
         # Whoever sits there and mistyped, or pressed Ctrl-C, knows.
         if not isinstance(error, UsageError) and code != 128 + SIGINT:
-            tell(settings, options, failure(ending.name, str(error) if known else type(error).__name__, code))
+            tell(settings, options, failure(ending.name, message, code))
         raise
     notice = success(ending.name, ending.runs)
-    _write_figures(settings, ending, notice.document["exit_code"], time.monotonic() - began)
+    _tell_machines(settings, ending, notice.document["exit_code"], time.monotonic() - began)
     tell(settings, options, notice)
 
 
@@ -111,8 +112,10 @@ def success(name: str, runs: Sequence[Mapping[str, Any]], **facts: Any) -> Notic
     return Notice(True, title, tuple(map(show.plain, lines)), {"exit_code": int(code), "runs": list(runs), **facts})
 
 
-def _write_figures(settings: Settings, ending: Ending, code: int, seconds: float) -> None:
-    if not settings.metrics_file:
+def _tell_machines(settings: Settings, ending: Ending, code: int, seconds: float, message: str | None = None) -> None:
+    """Writes and sends a run's figures, where somebody wants them; says what went wrong, and goes on."""
+    traced = collector_is_named()
+    if not settings.metrics_file and not traced:
         return
     from vehclass.metrics import Figures, NotWritten, write
 
@@ -128,7 +131,15 @@ def _write_figures(settings: Settings, ending: Ending, code: int, seconds: float
         stages={name: spent.seconds for name, spent in watch.profile.stages.items()} if watch else {},
         oldest_unprocessed=oldest.timestamp() if oldest else None,
     )
-    try:
-        write(Path(settings.metrics_file), figures)
-    except NotWritten as error:
-        log.warning("%s", error)
+    if settings.metrics_file:
+        try:
+            write(Path(settings.metrics_file), figures)
+        except NotWritten as error:
+            log.warning("%s", error)
+    if traced:
+        from vehclass.telemetry import NotExported, send
+
+        try:
+            send(figures, "vehclass classify-batch", message)
+        except NotExported as error:
+            log.warning("%s", error)
