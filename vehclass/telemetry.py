@@ -58,4 +58,5 @@ def send(figures: Figures, command: str, message: str | None = None) -> None:
         spent.add(seconds, {**of, "stage": stage})
     lasted = meter.create_histogram("vehclass.run.duration", unit="s", description="How long a run took.")
     lasted.record(figures.seconds, {**of, "exit_code": figures.exit_code})
+    measuring.force_flush()
     measuring.shutdown()
