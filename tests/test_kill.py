@@ -213,6 +213,39 @@ def test_two_signals_in_a_row(
     assert contents(store) == undisturbed
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_signals_at_200_random_moments(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:
+    """One signal or two, at any moment from the start on; how long it took to leave, at most and for 99 of 100."""
+    chance = random.Random(SEED)
+    took: list[float] = []
+    codes: dict[int, int] = {}
+    rounds = 0
+    while len(took) < 200:
+        store = tmp_path / f"{rounds}.db"
+        rounds += 1
+        ended = False
+        while not ended:
+            process = start(container, store)
+            time.sleep(chance.uniform(0.4, 1.6))
+            for _ in range(chance.choice((1, 2))):
+                process.send_signal(chance.choice((signal.SIGTERM, signal.SIGINT)))
+                time.sleep(chance.uniform(0, 0.05))
+            began = time.monotonic()
+            _, err = process.communicate(timeout=30)
+            took.append(time.monotonic() - began)
+            assert "Traceback" not in err
+            codes[process.returncode] = codes.get(process.returncode, 0) + 1
+            # Before Python is up, or while it leaves, the system ends it.
+            assert process.returncode in (0, 3, 130, 143, -signal.SIGTERM, -signal.SIGINT), err
+            ended = process.returncode in (0, 3)
+        assert contents(store) == undisturbed
+    took.sort()
+    assert took[-1] < 20
+    said = {"signals": len(took), "rounds": rounds, "p99": took[int(0.99 * len(took))], "most": took[-1]}
+    print(json.dumps({"seed": SEED, **said, "codes": codes}))
+
+
 def test_a_signal_before_the_work_begins(container: Path, tmp_path: Path) -> None:
     for delay in (0.05, 0.15, 0.3):
         process = start(container, tmp_path / "r.db")

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import SAMPLE, Answer, clean_environment
-from vehclass.errors import ImageError, ModelNotFound, ModelRefused
+from vehclass.errors import ImageError, ModelNotFound, ModelRefused, UsageError
+from vehclass.imaging import decode
+from vehclass.model.accelerated import best_batch
 from vehclass.model.classifier import Classifier, answers, probabilities
 from vehclass.model.folder import check_keras_file, open_model
-from vehclass.model.runtime import KerasRuntime
+from vehclass.model.runtime import KerasRuntime, is_out_of_memory
 from vehclass.records import Task
 
 
@@ -214,6 +216,61 @@ def test_first_calls_from_several_threads_do_not_wait_for_each_other_for_ever() 
         assert done.stdout == "done\n"
 
 
+@pytest.mark.parametrize(
+    ("speeds", "room", "best"),
+    [
+        ({32: 1000, 64: 1900, 128: 3000, 256: 3100, 512: 3100}, 1024, 128),
+        ({32: 100, 64: 100}, 1024, 32),
+        ({32: 1, 64: 2, 128: 4, 256: 8, 512: 16, 1024: 32}, 4096, 1024),
+        ({32: 1, 64: 2, 128: 4}, 64, 64),
+    ],
+)
+def test_a_batch_is_as_large_as_pays(speeds: dict[int, float], room: int, best: int) -> None:
+    def seconds_of(count: int) -> float:
+        if count > room:
+            raise RuntimeError("CUDA out of memory")
+        return count / speeds[count]
+
+    assert best_batch(seconds_of, is_out_of_memory) == best
+
+
+def test_keras_in_bfloat16_answers_alike(drawn: Path) -> None:
+    """As a GPU would run it: cast and prepared in the network, 16 bits inside, 32 bits out."""
+    folder = open_model(SAMPLE)
+    pixels = np.stack(
+        [decode(file.read_bytes(), folder.info.input_size)[0] for file in sorted(drawn.rglob("*.jpg"))[:16]]
+    )
+    f32, bf16 = (KerasRuntime(folder, 16, precision) for precision in ("f32", "bf16"))
+    assert (f32.precision.name, bf16.precision.name) == ("f32", "bf16")
+    there, here = f32.logits(pixels), bf16.logits(pixels)
+    assert here.dtype == np.float32
+    assert 0 < np.abs(there - here).max() < 0.3
+    assert np.abs(there - here).mean() < 0.03
+    with pytest.raises(UsageError, match="int8"):
+        KerasRuntime(folder, 16, "int8")
+
+
+def test_two_threads_at_a_time_get_their_own_answers(drawn: Path) -> None:
+    runtime = KerasRuntime(open_model(SAMPLE), 4)
+    runtime._turns = threading.BoundedSemaphore(2)
+    files = sorted(drawn.rglob("*.jpg"))[:8]
+    pixels = [decode(file.read_bytes(), open_model(SAMPLE).info.input_size)[0][None] for file in files]
+    alone = [runtime.logits(one) for one in pixels]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            if not np.allclose(runtime.logits(pixels[number]), alone[number], atol=1e-4):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     """A network that has room for five pictures: all answers come, in order, and later batches begin smaller."""
     asked: list[int] = []
@@ -226,7 +283,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
             return pixels[:, 0, 0, :1].astype(np.float32)
 
     runtime = object.__new__(KerasRuntime)
-    runtime._model, runtime._step, runtime._one_at_a_time = Cramped(), 16, threading.Lock()
+    runtime._model, runtime._step, runtime._turns = Cramped(), 16, threading.BoundedSemaphore(2)
     pixels = np.arange(14, dtype=np.uint8).reshape(14, 1, 1, 1).repeat(3, axis=3)
     assert runtime.logits(pixels)[:, 0].tolist() == list(range(14))
     assert asked == [16, 8, 4, 4, 4, 4]

@@ -157,6 +157,43 @@ def kills(times: int, folder: Path, seed: int) -> int:
     return at_work
 
 
+def writers(processes: int, seconds: float, folder: Path) -> int:
+    """Several runs write into one SQLite file, each of a container of its own, again and again; returns how many runs."""
+    chance, store, end = random.Random(SEED), folder / "r.db", time.monotonic() + seconds
+    ledgers = [Ledger() for _ in range(processes)]
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    runs = 0
+    while time.monotonic() < end or running:
+        for number in range(processes):
+            process = running.get(number)
+            if process is not None and process.poll() is not None:
+                assert process.returncode == 0
+                del running[number]
+            if number not in running and time.monotonic() < end:
+                photos = folder / f"{number}"
+                photos.mkdir(exist_ok=True)
+                for _ in range(50):
+                    name = f"{number}-{chance.randrange(2_000):05}.jpg"
+                    (photos / name).write_bytes(ledgers[number].put(name, chance.randbytes(64)))
+                words = [sys.executable, str(ROOT / "tests/standin_run.py"), str(photos), str(store)]
+                running[number] = subprocess.Popen(words, cwd=folder, env=clean_environment())
+                runs += 1
+        time.sleep(0.02)
+    together = Ledger({name: digest for ledger in ledgers for name, digest in ledger.content.items()})
+    assert together.faults_of(store) == []
+    return runs
+
+
+def test_several_writers_in_one_file(tmp_path: Path) -> None:
+    assert writers(4, 6, tmp_path) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_eight_writers_in_one_file_for_ten_minutes(tmp_path: Path) -> None:
+    print(writers(8, 600, tmp_path))
+
+
 def test_sigkill_40_times_with_a_stand_in(tmp_path: Path) -> None:
     assert kills(40, tmp_path, SEED) > 20
 

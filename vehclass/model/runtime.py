@@ -5,6 +5,7 @@ called from `lanes` threads at once; it says how many pictures it likes in a bat
 """
 
 import threading
+import time
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from vehclass.errors import DeviceMissing, ModelRefused, UsageError
 from vehclass.imaging import Pixels
+from vehclass.model.accelerated import best_batch, in_bfloat16
 from vehclass.model.folder import INT8_FILE, KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
 from vehclass.model.frameworks import load_keras
 from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
@@ -19,9 +21,9 @@ from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
 Logits = NDArray[np.float32]
 
 # Measured on two cores with three backbones: larger batches are slower on a CPU, where a batch should
-# stay in the caches; on a GPU they are the point.
+# stay in the caches; on a GPU they are the point, and are found by trying.
 CPU_BATCH: Final = 32
-GPU_BATCH: Final = 256
+IN_FLIGHT: Final = 2  # batches that a GPU has at a time, so that one is copied while another is computed
 
 
 class Runtime(Protocol):
@@ -46,12 +48,10 @@ def open_runtime(
     framework, so without a sign of one (a device file of NVIDIA's driver) nothing is loaded.
     """
     if kind == "keras" or require_gpu or (kind == "auto" and _gpu_may_exist()):
-        runtime = KerasRuntime(folder, batch_size)
+        runtime = KerasRuntime(folder, batch_size, precision)
         if require_gpu and not runtime.on_gpu:
             raise DeviceMissing(reason=f"Keras with its {runtime.backend} backend sees none")
         if kind == "keras" or runtime.on_gpu:
-            if precision not in (AUTO, F32):
-                raise UsageError(reason=f"--precision {precision} goes with --runtime openvino: Keras computes in f32.")
             return runtime
     return OpenVinoRuntime(folder, batch_size or CPU_BATCH, threads, precision)
 
@@ -131,39 +131,58 @@ class OpenVinoRuntime:
 class KerasRuntime:
     """Keras on whatever backend KERAS_BACKEND names; the GPU's runtime.
 
-    Out of memory halves the batch and goes on.
+    A GPU computes in bfloat16 where the model's record has measured that the answers stay the same, gets batches as
+    large as pay, and two at a time. Out of memory halves the batch and goes on.
     """
 
     name = "keras"
 
-    def __init__(self, folder: ModelFolder, batch_size: int | None) -> None:
+    def __init__(self, folder: ModelFolder, batch_size: int | None, precision: str = F32) -> None:
+        if precision == INT8:
+            raise UsageError(reason="--precision int8 goes with --runtime openvino: Keras computes in f32 or bf16.")
         file = folder.file(KERAS_FILE)
         check_keras_file(file)
         keras, found = load_keras()
         self.backend: str = keras.backend.backend()
         self.on_gpu = bool(found)
         self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
-        self.batch_size = batch_size or (GPU_BATCH if self.on_gpu else CPU_BATCH)
-        self.device = f"{'GPU' if self.on_gpu else 'CPU'}, {self.backend}"
-        self.precision = Choice(F32, "Keras computes in what the model was saved in")
-        # One forward pass at a time: meanwhile the other threads decode.
-        self._one_at_a_time = threading.Lock()
-        self._step = self.batch_size
+        # A CPU takes bfloat16 here only when it is asked for: OpenVINO is its runtime.
+        asked = precision if self.on_gpu or precision != AUTO else F32
+        self.precision = choose(folder.info.facts, asked, ["BF16"])
+        if self.precision.name == BF16:
+            self._model = in_bfloat16(self._model)
+        # On a CPU one forward pass at a time: meanwhile the other threads decode.
+        self._turns = threading.BoundedSemaphore(IN_FLIGHT if self.on_gpu else 1)
+        self._step = self.batch_size = batch_size or (self._best_batch(folder) if self.on_gpu else CPU_BATCH)
+        self.device = f"{'GPU' if self.on_gpu else 'CPU'}, {self.backend}, {self.precision.name}"
+
+    def _best_batch(self, folder: ModelFolder) -> int:
+        width, height = folder.info.input_size
+
+        def seconds_of(count: int) -> float:
+            pixels = np.zeros((count, height, width, 3), np.uint8)
+            self._model.predict_on_batch(pixels)  # the first of a shape is compiled
+            began = time.perf_counter()
+            np.asarray(self._model.predict_on_batch(pixels))
+            return time.perf_counter() - began
+
+        return best_batch(seconds_of, is_out_of_memory)
 
     def logits(self, pixels: Pixels) -> Logits:
         """See Runtime."""
-        with self._one_at_a_time:
+        with self._turns:
             while True:
+                step = self._step  # another thread may halve it meanwhile
                 try:
-                    parts = [self._forward(pixels[at : at + self._step]) for at in range(0, len(pixels), self._step)]
+                    parts = [self._forward(pixels[at : at + step], step) for at in range(0, len(pixels), step)]
                     return np.concatenate(parts)
                 except Exception as error:
-                    if self._step == 1 or not is_out_of_memory(error):
+                    if step == 1 or not is_out_of_memory(error):
                         raise
-                    self._step //= 2
+                    self._step = min(self._step, step // 2)
 
-    def _forward(self, pixels: Pixels) -> Logits:
-        answer = self._model.predict_on_batch(_padded(pixels, self._step))
+    def _forward(self, pixels: Pixels, step: int) -> Logits:
+        answer = self._model.predict_on_batch(_padded(pixels, step))
         return np.asarray(answer, np.float32)[: len(pixels)]
 
 
