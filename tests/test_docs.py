@@ -53,9 +53,10 @@ def test_options_that_are_written_of_exist(page: Path) -> None:
 
 
 def test_tests_that_are_named_exist() -> None:
-    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`(test_\w+\.py)", text):
+    text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("reliability.md", "security.md"))
+    for name, test in re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?", text):
         assert (ROOT / "tests" / name).is_file(), name
+        assert f"def {test}" in (ROOT / "tests" / name).read_text(encoding="utf-8"), f"{name}::{test}"
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:

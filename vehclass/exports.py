@@ -81,13 +81,24 @@ def _target(path: Path | None, *, binary: bool) -> Iterator[IO[Any]]:
 
 
 def _csv(rows: Iterator[Row], columns: Sequence[str], file: IO[Any]) -> int:
-    table = csv.writer(file, lineterminator="\n")
+    table = csv.writer(_Lines(file), lineterminator="\r\n")
     table.writerow(columns)
     count = 0
     for row in rows:
         table.writerow([cell(row[column]) for column in columns])
         count += 1
     return count
+
+
+class _Lines:
+    """Ends rows with a newline alone, where csv ends them with both: only what the terminator is made of gets quotes."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        """One row, as csv hands it over."""
+        return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 def cell(value: object) -> object:

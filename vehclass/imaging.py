@@ -163,7 +163,7 @@ def _orientation(image: Image.Image) -> int:
 def _as_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Any mode as RGB of `size`: 16 bits scaled to 8, transparency on white, colours as displayed."""
     if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-        grey = np.asarray(image).astype(np.int64)
+        grey = np.asarray(image)  # of 16 bits, or of 32 with 16 in use: as it is, since it may be of any size
         image = Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")

@@ -239,9 +239,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
+        repr(content)  # a hexadecimal number of thousands of digits can be read, but not shown
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits or brackets
         raise UsageError(reason=f"{path} cannot be read: {error}.") from error
     known = {one.name: one for one in _fields()}
     for name in content:

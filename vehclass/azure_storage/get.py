@@ -22,6 +22,9 @@ MONTHS: Final = {
 }
 
 
+MOST_OF_A_PAGE: Final = 64 * 2**20  # of a listing: 5,000 names of 1,024 characters with their facts are some 30 MB
+
+
 class BrokenOff(IncompleteReadError):
     """An answer that began and did not come to its end."""
 
@@ -35,15 +38,19 @@ class Listed(NamedTuple):
     modified_at: datetime
 
 
-def list_page(client: ContainerClient, prefix: str, marker: str, most: int) -> tuple[list[Listed], str]:
+def list_page(
+    client: ContainerClient, prefix: str, marker: str, most: int, **patience: float
+) -> tuple[list[Listed], str]:
     """A page of a container's blobs in the order of their names, and the marker of the next, '' on the last.
+
+    `patience` is connection_timeout and read_timeout, where other seconds count than the client's.
 
     Raises AzureError.
     """
     asked = {"restype": "container", "comp": "list", "maxresults": str(most)}
     asked |= {"prefix": prefix} if prefix else {}
     asked |= {"marker": marker} if marker else {}
-    body = get(client, "", asked, {}).content
+    body = get(client, "", asked, {}, MOST_OF_A_PAGE, **patience).content
     try:
         answer = _xml(body)
         following = answer.find("NextMarker")
@@ -54,23 +61,51 @@ def list_page(client: ContainerClient, prefix: str, marker: str, most: int) -> t
         raise IncompleteReadError(f"The listing came damaged: {error}") from error
 
 
-def get(client: ContainerClient, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Any:
-    """The answer to a GET below a container, with its body; raises AzureError for any but 200."""
+def get(
+    client: ContainerClient,
+    path: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    most: int,
+    **patience: float,
+) -> Any:
+    """The answer to a GET below a container, with its body of `most` bytes at most; raises AzureError for any but 200."""
     endpoint, _, sas = client.url.partition("?")
     words = [*([sas] if sas else []), *(f"{name}={quote(value, safe='')}" for name, value in query.items())]
     url = f"{endpoint}/{quote(path, safe='/~')}" if path else endpoint
     request = HttpRequest(
-        "GET", f"{url}?{'&'.join(words)}" if words else url, headers={"x-ms-version": client.api_version, **headers}
+        "GET",
+        f"{url}?{'&'.join(words)}" if words else url,
+        headers={"x-ms-version": client.api_version, "Accept-Encoding": "identity", **headers},
     )
     # Streaming, since otherwise the pipeline makes text or XML of the body by itself.
-    response = client._pipeline.run(request, stream=True).http_response
+    response = client._pipeline.run(request, stream=True, **patience).http_response
     try:
-        response.read()
+        _read(response, most)
     except AzureError as error:
         raise BrokenOff(f"The body broke off: {error}") from error
     if response.status_code != 200:
         raise _refused(response)
     return response
+
+
+def _read(response: Any, most: int) -> None:
+    """Reads a body into memory, unless it is larger than it may be, or would be once it is unpacked."""
+    length = response.headers.get("Content-Length", "")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise IncompleteReadError("it is compressed, which nobody asked for")
+    if length.isdecimal():
+        if int(length) > most:
+            raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
+        response.read()
+        return
+    parts, count = [], 0
+    for part in response.iter_bytes():
+        parts.append(part)
+        count += len(part)
+        if count > most:
+            raise IncompleteReadError(f"more than {most} bytes arrived")
+    response._content = b"".join(parts)
 
 
 def _refused(response: Any) -> HttpResponseError:

@@ -145,7 +145,11 @@ class KerasRuntime:
         keras, found = load_keras()
         self.backend: str = keras.backend.backend()
         self.on_gpu = bool(found)
-        self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        try:
+            self._model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        except Exception as error:  # whatever Keras, HDF5 and the backend raise for what does not fit together
+            reason = f"Keras cannot load {file.name} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
+            raise ModelRefused(path=folder.path, reason=reason) from error
         # A CPU takes bfloat16 here only when it is asked for: OpenVINO is its runtime.
         asked = precision if self.on_gpu or precision != AUTO else F32
         self.precision = choose(folder.info.facts, asked, ["BF16"])

@@ -29,8 +29,8 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
         case "":
             if not where or "\0" in where:
                 raise UsageError(reason="The container's name is empty; name a folder or a container.")
-            if not _CONTAINER_NAME.fullmatch(where) or Path(where).exists():
-                if "?" in where and not Path(where).exists():  # a URL that lost its https://, perhaps with a SAS in it
+            if not _CONTAINER_NAME.fullmatch(where) or _exists(where):
+                if "?" in where and not _exists(where):  # a URL that lost its https://, perhaps with a SAS in it
                     raise UsageError(
                         reason=f"{where.partition('?')[0]}?... is no folder; begin a container's URL with https://."
                     )
@@ -64,3 +64,11 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
             return BlobSource(open_url(options, where), options.concurrency)
         case other:
             raise UsageError(reason=f"{other}:// is no source; name a folder, a container, az://... or https://....")
+
+
+def _exists(where: str) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is none."""
+    try:
+        return Path(where).exists()
+    except OSError:
+        return False

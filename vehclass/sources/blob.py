@@ -17,6 +17,7 @@ from vehclass.errors import ReadError, VehclassError
 from vehclass.records import ImageRef, image_id
 
 PAGE: Final = 5_000  # names, the most that the service lists at a time
+LEAST: Final = 65_536  # bytes that any answer may have, since a refusal has a body, too
 LOOK_LASTS: Final = 5.0  # for so long one look at the service counts for all readers
 
 
@@ -38,7 +39,7 @@ class BlobSource:
         self._container.ask(self._one_name)
 
     def _one_name(self) -> None:
-        next(self._client.list_blobs(results_per_page=1).by_page(), None)
+        list_page(self._client, "", "", 1)
 
     def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""
@@ -79,7 +80,7 @@ class BlobSource:
             return True
 
     def _download(self, ref: ImageRef) -> bytes:
-        answer = get(self._client, ref.name, {}, {"If-Match": f'"{ref.etag}"'})
+        answer = get(self._client, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
         data: bytes = answer.content
         if len(data) != ref.size:
             raise _Damaged(f"{len(data)} of {ref.size} bytes")
@@ -97,10 +98,7 @@ class BlobSource:
             if self._look is None or time.monotonic() - self._look[0] > LOOK_LASTS:
                 problem: VehclassError | None = None
                 try:
-                    next(
-                        self._client.list_blobs(results_per_page=1, connection_timeout=2, read_timeout=2).by_page(),
-                        None,
-                    )
+                    list_page(self._client, "", "", 1, connection_timeout=2, read_timeout=2)
                 except AzureError as error:
                     problem = self._container.explained(error)
                 self._look = (time.monotonic(), problem)

@@ -58,9 +58,8 @@ def account_of(url: str, options: StoreOptions) -> Account:
     loopback = host == "localhost" or host.startswith("127.")
     endpoint, key = f"{'http' if loopback else 'https'}://{there}", options.cosmos_key
     if options.cosmos_connection_string:
-        endpoint, key = _parts_of(options.cosmos_connection_string)
-        named = urlsplit(endpoint)
-        if (named.hostname or "").lower() != host.lower() or (port and named.port != port):
+        endpoint, key, named, its_port = _parts_of(options.cosmos_connection_string)
+        if named.lower() != host.lower() or (port and its_port != port):
             raise UsageError(
                 reason="--store and AZURE_COSMOS_CONNECTIONSTRING name different accounts; name the same, or unset one."
             )
@@ -81,6 +80,7 @@ def _named(url: str) -> tuple[str, int | None, str]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # a name that no server can have
     except ValueError as error:
         raise UsageError(reason="The store's URL cannot be read; write cosmos://ACCOUNT/DATABASE.") from error
     database = unquote(parts.path.strip("/"))
@@ -101,13 +101,15 @@ def _named(url: str) -> tuple[str, int | None, str]:
     return host, port, database
 
 
-def _parts_of(connection_string: str) -> tuple[str, str]:
-    """Endpoint and key of AccountEndpoint=...;AccountKey=...;"""
+def _parts_of(connection_string: str) -> tuple[str, str, str, int | None]:
+    """Endpoint and key of AccountEndpoint=...;AccountKey=...; and the endpoint's host and port. Raises UsageError."""
     found = dict(part.split("=", 1) for part in connection_string.split(";") if "=" in part)
     known = {name.strip().lower(): value.strip() for name, value in found.items()}
     try:
-        return known["accountendpoint"].rstrip("/"), known["accountkey"]
-    except KeyError as error:
+        endpoint = known["accountendpoint"].rstrip("/")
+        parts = urlsplit(endpoint)
+        return endpoint, known["accountkey"], parts.hostname or "", parts.port
+    except (KeyError, ValueError) as error:
         raise UsageError(
             reason="AZURE_COSMOS_CONNECTIONSTRING is no connection string: AccountEndpoint=...;AccountKey=...;"
         ) from error
@@ -141,7 +143,11 @@ class Requests:
 
     def start(self) -> CosmosClient:
         """Signs in; raises StoreAccessDenied, ServiceUnreachable or UsageError."""
-        return self.attempt(self._start(), "connecting")
+        try:
+            return self.attempt(self._start(), "connecting")
+        except (AttributeError, KeyError, TypeError) as error:  # the SDK on an answer that is none of an account's
+            reason = "something answers there that is no Cosmos DB"
+            raise ServiceUnreachable(service=self.url, reason=reason) from error
 
     async def _start(self) -> CosmosClient:
         self.pace = Pace(self._options.max_ru)

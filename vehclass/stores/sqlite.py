@@ -37,9 +37,15 @@ class SqliteDatabase:
             name: [*statements(query.text)] or [query.text] for name, query in named_queries("sqlite").items()
         }
         self._lock = threading.RLock()
+        try:
+            there = path is None or path.exists()
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise UsageError(
+                reason=f"{path} cannot be opened: {error.strerror}. Name another file with --store."
+            ) from error
         if path is not None and path.is_dir():
             raise UsageError(reason=f"{path} is a folder; name a file in it with --store.")
-        if path is not None and not path.exists():
+        if path is not None and not there:
             if not create:
                 raise StoreNotFound(url=self.url)
             if not path.parent.is_dir():

@@ -115,10 +115,14 @@ def _from_manifest(manifest: Path) -> tuple[list[Sample], list[str]]:
 
 def _from_row(manifest: Path, root: Path, names: Sequence[str], row: dict[str, str | None], line: int) -> Sample:
     name = (row["path"] or "").strip()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a link in a circle
+        raise DataError(path=manifest, reason=f"line {line} names {name[:100]!r}, which no file can be") from error
     if not name or not path.is_relative_to(root):
         raise DataError(path=manifest, reason=f"line {line} names {name or 'no file'}, which is not below its folder")
-    if not path.is_file():
+    if not there:
         raise DataError(path=manifest, reason=f"line {line} names {name}, which does not exist")
     wanted = (row.get("split") or "").strip().lower()
     split = SPLIT_FOLDERS.get(wanted)
