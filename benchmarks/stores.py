@@ -146,7 +146,7 @@ def cosmos_server() -> Iterator[int]:
 def stores(folder: Path, round_: int) -> Iterator[tuple[str, str, StoreOptions]]:
     """Each store's name, URL and options."""
     options = StoreOptions()
-    yield "SQLite, a file, synchronous=FULL", f"sqlite:///{folder}/{round_}.db", options
+    yield "SQLite, a file, synchronous=EXTRA", f"sqlite:///{folder}/{round_}.db", options
     with answering_server() as port:
         yield (
             "Azure SQL: the driver and vehclass, a server that only answers",

@@ -15,7 +15,18 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"batch", "training", "schedule", "settings"},
-    {"sources", "stores", "model", "registry", "imaging", "imaging_apart", "exports", "notices", "metrics", "telemetry"},
+    {
+        "sources",
+        "stores",
+        "model",
+        "registry",
+        "imaging",
+        "imaging_apart",
+        "exports",
+        "notices",
+        "metrics",
+        "telemetry",
+    },
     {"azure_storage"},
     {"records", "errors", "holders", "imaging_limits"},
 ]
@@ -86,6 +97,18 @@ def test_only_settings_read_the_environment() -> None:
     }
     # The other two set what a framework reads: for a child process, and before TensorFlow is loaded.
     assert readers == {"settings.py", "model/export.py", "model/frameworks.py"}
+
+
+def test_openvino_is_loaded_in_one_way_only() -> None:
+    """By a function that keeps it from telling a service for statistics that it is used."""
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == "openvino" for name in names) and file.name != "frameworks.py":
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, wrong
 
 
 def test_only_doors_print_or_exit() -> None:

@@ -257,6 +257,27 @@ def test_a_signal_before_the_work_begins(container: Path, tmp_path: Path) -> Non
         assert "Traceback" not in err
 
 
+def test_a_signal_that_comes_where_python_drops_exceptions_is_heard(tmp_path: Path) -> None:
+    """As in a weak reference's callback, of which Python's import system has one: said without a traceback, and obeyed."""
+    code = (
+        "import os, signal, sys, time, weakref\n"
+        "import vehclass.cli.app as app\n"
+        "class Thing: pass\n"
+        "def work():\n"
+        "    thing = Thing()\n"
+        "    kept = weakref.ref(thing, lambda ref: (os.kill(os.getpid(), signal.SIGTERM), [None for _ in range(100)]))\n"
+        "    del thing\n"
+        "    time.sleep(5); print('it went on', flush=True)\n"
+        "app.app = work\n"
+        "from vehclass.cli import main; main()"
+    )
+    done = subprocess.run(
+        [VEHCLASS[0], "-c", code], env=clean_environment(), capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (143, "", False), done.stderr
+    assert "Stopped by SIGTERM" in done.stderr
+
+
 def test_a_dry_run_that_is_stopped_claims_nothing(container: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"

@@ -526,3 +526,41 @@ def test_the_sbom_lists_what_is_locked_with_versions_and_hashes(tmp_path: Path) 
         assert {each["alg"] for each in hashes} == {"SHA-256"}
         listed[one["name"]] = (one["version"], {each["content"] for each in hashes})
     assert listed == locked()
+
+
+NOBODY_ELSE = """
+import socket
+def told(where):
+    with open({place!r}, "a") as file:
+        file.write(f"{{where}}\\n")
+real_ask, real_connect = socket.getaddrinfo, socket.socket.connect
+def ask(host, *rest, **more):
+    if host not in (None, "localhost", "127.0.0.1", b"localhost", b"127.0.0.1"):
+        told(host)
+    return real_ask(host, *rest, **more)
+def connect(self, address):
+    if isinstance(address, tuple) and address[0] != "127.0.0.1":
+        told(address)
+    return real_connect(self, address)
+socket.getaddrinfo, socket.socket.connect = ask, connect
+"""
+
+
+def test_nobody_is_told_that_it_is_used(tmp_path: Path, drawn: Path, vehclass: Callable[..., Answer]) -> None:
+    """Libraries have been seen to report home: no name is looked up and nothing is connected to, training included."""
+    place, home = tmp_path / "told", tmp_path / "home"
+    (tmp_path / "watch").mkdir()
+    home.mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(NOBODY_ELSE.format(place=str(place)))
+    watched = {"PYTHONPATH": f"{tmp_path / 'watch'}:{ROOT}", "HOME": str(home)}
+    done = vehclass("classify-batch", "-c", drawn, "-m", SAMPLE, "--store", "sqlite:///r.db", **watched)
+    assert done.code == 3, done.err
+    words = ("--out", "made", "--epochs", "1", "--input-size", "32", "--preset", "quick", "--int8")
+    assert vehclass("train", drawn / "manifest.csv", *words, timeout=400, **watched).code == 0
+    assert vehclass("doctor", "-m", SAMPLE, **watched).code in (0, 1)
+    assert not place.exists(), place.read_text()
+    assert not (home / "intel").exists()
+    # The watch itself sees what it should.
+    code = "import socket, contextlib\nwith contextlib.suppress(OSError): socket.getaddrinfo('example.invalid', 80)"
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(**watched), check=True)
+    assert place.read_text() == "example.invalid\n"

@@ -13,8 +13,9 @@ from vehclass.errors import ExitCode, Interrupted, VehclassError
 
 def main() -> None:
     """The `vehclass` command: the one place where errors become a sentence and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _not_raised
     for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal's encoding cannot show
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text streams, here
     try:
@@ -30,13 +31,26 @@ def main() -> None:
         _report(error, f"{reason} Run it again with --verbose to see where.", ExitCode.FAILED)
     finally:
         # All is said and saved: a signal that comes while Python tidies up must not change the exit code.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
 
 
+_asked: list[int] = []  # the signals that came, the first of which counts
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C and SIGTERM outside a run: nothing to save, so leave at once."""
-    raise Interrupted(signal.Signals(number))
+    """Ctrl-C and SIGTERM outside a run: nothing to save, so leave at once. SIGALRM asks once more."""
+    if number != signal.SIGALRM:
+        _asked.append(number)
+    raise Interrupted(signal.Signals(_asked[0] if _asked else number))
+
+
+def _not_raised(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised at a few places, as in a callback of its imports: a signal that came there is heard again."""
+    if isinstance(unraisable.exc_value, Interrupted):
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _report(error: BaseException, message: str, code: ExitCode) -> None:

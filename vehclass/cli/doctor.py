@@ -156,7 +156,9 @@ def _odbc() -> str:
 
 
 def _devices() -> str:
-    import openvino
+    from vehclass.model.frameworks import load_openvino
+
+    openvino = load_openvino()
 
     core = openvino.Core()
     return ", ".join(f"{name}: {core.get_property(name, 'FULL_DEVICE_NAME')}" for name in core.available_devices)

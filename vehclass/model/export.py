@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vehclass.errors import UsageError, VehclassError
+from vehclass.model.frameworks import load_openvino
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +132,7 @@ def _to_saved_model(model: Any, place: Path) -> None:
 def _to_openvino(model: Any, place: Path) -> None:
     # By way of a saved model with its uint8 input: probabilities right to 2e-4 on every backbone.
     _forbid_telemetry()
-    import openvino
+    openvino = load_openvino()
 
     with tempfile.TemporaryDirectory() as folder:
         _to_saved_model(model, Path(folder))
@@ -216,7 +217,8 @@ def _quantize(exported: Path, place: Path, pixels: Path) -> None:
     _forbid_telemetry()
     import nncf
     import numpy as np
-    import openvino
+
+    openvino = load_openvino()
 
     pictures = nncf.Dataset([picture[None] for picture in np.load(pixels)])
     # What is named after it computes distances, in which a rounding of each number would add up.
@@ -240,7 +242,7 @@ def _answer(form: str, place: Path, pixels: Path, logits: Path) -> None:
 
 def _openvino(place: Path) -> Any:
     _forbid_telemetry()
-    import openvino
+    openvino = load_openvino()
 
     # Else bfloat16 where the processor has it, which is another network.
     compiled = openvino.Core().compile_model(place, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -1,6 +1,7 @@
-"""Loads Keras and says which GPUs its backend sees, without what the backend prints while it looks for them."""
+"""Loads Keras and OpenVINO, without what they print, and send home, by themselves; says which GPUs Keras' backend sees."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,18 @@ def load_keras() -> tuple[Any, list[str]]:
         if found:
             _no_short_floats(backend)
         return keras, found
+
+
+def load_openvino() -> Any:
+    """The openvino module, which tells nobody that it is used.
+
+    Importing it would start a process that sends an event to a service for statistics, unless the user has turned that off.
+    Without the package that does so it goes on; NNCF likewise.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: it cannot be imported
+    import openvino
+
+    return openvino
 
 
 def _no_short_floats(backend: str) -> None:
@@ -63,9 +76,11 @@ def fast_policy(found: list[str]) -> str:
             return "mixed_bfloat16"
         details = tensorflow.config.experimental.get_device_details(devices[0])
         return "mixed_bfloat16" if details.get("compute_capability", (0, 0)) >= (8, 0) else "mixed_float16"
-    import openvino
-
-    return "mixed_bfloat16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+    return (
+        "mixed_bfloat16"
+        if "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        else "float32"
+    )
 
 
 @contextmanager

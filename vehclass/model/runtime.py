@@ -15,7 +15,7 @@ from vehclass.errors import DeviceMissing, ModelRefused, UsageError
 from vehclass.imaging import Pixels
 from vehclass.model.accelerated import best_batch, in_bfloat16
 from vehclass.model.folder import INT8_FILE, KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
-from vehclass.model.frameworks import load_keras
+from vehclass.model.frameworks import load_keras, load_openvino
 from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
 
 Logits = NDArray[np.float32]
@@ -58,7 +58,7 @@ def open_runtime(
 
 def fewer_bits_here() -> list[str]:
     """The precisions below 32 bits that this processor computes the same network in."""
-    import openvino
+    openvino = load_openvino()
 
     return [BF16] if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
 
@@ -75,7 +75,7 @@ class OpenVinoRuntime:
     name = "openvino"
 
     def __init__(self, folder: ModelFolder, batch_size: int, threads: int, precision: str = F32) -> None:
-        import openvino
+        openvino = load_openvino()
 
         core = openvino.Core()
         self.precision = choose(folder.info.facts, precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vehclass.errors import UsageError, VehclassError
 from vehclass.imaging import Pixels
 from vehclass.model.export import quantize
+from vehclass.model.frameworks import load_openvino
 from vehclass.training import novelty
 
 CALIBRATED_ON: Final = 300  # photos, by which the ranges of 8 bits are chosen
@@ -30,7 +31,7 @@ def make_int8(exported: Path, out: Path, photos: Pixels, checked: Pixels, limit:
     of 8 bits move the means that novelty is measured by, so their whitening is computed from this form's own, and scaled so
     that `limit` lets as many of the validation photos pass as in 32 bits. Raises VehclassError.
     """
-    import openvino
+    openvino = load_openvino()
 
     with tempfile.TemporaryDirectory() as folder:
         draft, pixels = Path(folder) / "int8.xml", Path(folder) / "pixels.npy"
@@ -58,7 +59,7 @@ def _whitening_of(model: Any) -> tuple[Any, Any]:
 
 def _answers(model: Any, output: Any, pixels: Pixels) -> NDArray[np.float32]:
     """What a place in the model says to pictures: float32 [n, numbers]."""
-    import openvino
+    openvino = load_openvino()
 
     part = openvino.Model([output], model.get_parameters(), "means").clone()
     run = openvino.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -68,7 +69,7 @@ def _answers(model: Any, output: Any, pixels: Pixels) -> NDArray[np.float32]:
 
 def _replace(op: Any, constant: NDArray[np.float32]) -> None:
     """Puts another constant in the place of an operation's second input."""
-    import openvino
+    openvino = load_openvino()
 
     made = openvino.opset13.constant(np.ascontiguousarray(constant, np.float32))
     op.input(1).replace_source_output(made.output(0))
