@@ -118,7 +118,7 @@ def kill_until(kills: int, container: Path, undisturbed: list[list[Any]], folder
     return {"kills": killed, "rounds": rounds}
 
 
-def test_sigkill_50_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
+def kill_with_cosmos(kills: int, container: Path, cosmos: Cosmos) -> None:
     def held(url: str) -> list[tuple[object, ...]]:
         store = open_store(url, options=StoreOptions(cosmos_key=cosmos.KEY))
         found = [one for page in store.saved() for one in page]
@@ -136,12 +136,22 @@ def test_sigkill_50_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
     assert len(expected) == PHOTOS
     chance = random.Random(SEED)
     killed = rounds = 0
-    while killed < 50:
+    while killed < kills:
         url = cosmos.url(f"kill{rounds}")
         killed += killed_to_the_end(chance, lambda url=url: run(url))  # type: ignore[misc]  # bound now
         assert held(url) == expected
         rounds += 1
     print(json.dumps({"seed": SEED, "kills": killed, "rounds": rounds}))
+
+
+def test_sigkill_15_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
+    kill_with_cosmos(15, container, cosmos)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_sigkill_50_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
+    kill_with_cosmos(50, container, cosmos)
 
 
 def test_sigkill_25_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:

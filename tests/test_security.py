@@ -555,9 +555,11 @@ def test_nobody_is_told_that_it_is_used(tmp_path: Path, drawn: Path, vehclass: C
     watched = {"PYTHONPATH": f"{tmp_path / 'watch'}:{ROOT}", "HOME": str(home)}
     done = vehclass("classify-batch", "-c", drawn, "-m", SAMPLE, "--store", "sqlite:///r.db", **watched)
     assert done.code == 3, done.err
-    words = ("--out", "made", "--epochs", "1", "--input-size", "32", "--preset", "quick", "--int8")
+    words = ("--out", "made", "--epochs", "1", "--input-size", "32", "--preset", "quick")
     assert vehclass("train", drawn / "manifest.csv", *words, timeout=400, **watched).code == 0
     assert vehclass("doctor", "-m", SAMPLE, **watched).code in (0, 1)
+    code = "from vehclass.model.frameworks import load_openvino; load_openvino(); import nncf"
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(**watched), check=True, capture_output=True)
     assert not place.exists(), place.read_text()
     assert not (home / "intel").exists()
     # The watch itself sees what it should.

@@ -137,16 +137,20 @@ def kills(times: int, folder: Path, seed: int) -> int:
 
     for number in range(400):
         put(f"{number:05}.jpg")
+    # How long such a run takes on this machine, so that most are killed while they are at it.
+    began = time.monotonic()
+    subprocess.run([*words[:-1], str(folder / "tried.db")], cwd=folder, env=clean_environment(), check=True)
+    whole = time.monotonic() - began
     at_work = 0
     for number in range(times):
         process = subprocess.Popen(words, cwd=folder, env=clean_environment(), stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.15, 0.75))
+        time.sleep(whole * chance.uniform(0.3, 1.0))
         at_work += process.poll() is None
         process.kill()
         process.wait()
-        for fresh in range(20):
-            put(f"{400 + 20 * number + fresh:05}.jpg")
-        for name in chance.sample(sorted(ledger.content), 10):
+        for fresh in range(50):
+            put(f"{400 + 50 * number + fresh:05}.jpg")
+        for name in chance.sample(sorted(ledger.content), 300):
             put(name)
     done = subprocess.run(words, cwd=folder, env=clean_environment(), check=False, timeout=300)
     assert done.returncode == 0
@@ -185,7 +189,7 @@ def writers(processes: int, seconds: float, folder: Path) -> int:
 
 
 def test_several_writers_in_one_file(tmp_path: Path) -> None:
-    assert writers(4, 6, tmp_path) >= 8
+    assert writers(4, 4, tmp_path) >= 5
 
 
 @pytest.mark.slow
@@ -194,8 +198,8 @@ def test_eight_writers_in_one_file_for_ten_minutes(tmp_path: Path) -> None:
     print(writers(8, 600, tmp_path))
 
 
-def test_sigkill_40_times_with_a_stand_in(tmp_path: Path) -> None:
-    assert kills(40, tmp_path, SEED) > 20
+def test_sigkill_25_times_with_a_stand_in(tmp_path: Path) -> None:
+    assert kills(25, tmp_path, SEED) > 12
 
 
 @pytest.mark.slow
