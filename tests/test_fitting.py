@@ -259,6 +259,7 @@ def test_views_that_are_not_wanted_are_not_mixed_either(coloured: Path, tmp_path
     assert mixed == [0.5, 0.5, 0.0]
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_kept_and_used(coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
     began = time.monotonic()
     done = vehclass("train", coloured, "--out", "m", "--time-limit", "20s", *QUICK, timeout=120)
@@ -274,6 +275,7 @@ def test_a_time_limit_is_kept_and_used(coloured: Path, tmp_path: Path, vehclass:
     assert list(tmp_path.glob(".n*")) == []
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_model_of_ours(
     coloured: Path, tmp_path: Path, vehclass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

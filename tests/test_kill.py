@@ -154,8 +154,8 @@ def test_sigkill_50_times_with_cosmos(container: Path, cosmos: Cosmos) -> None:
     kill_with_cosmos(50, container, cosmos)
 
 
-def test_sigkill_25_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:
-    print(kill_until(25, container, undisturbed, tmp_path))
+def test_sigkill_12_times(container: Path, undisturbed: list[list[Any]], tmp_path: Path) -> None:
+    print(kill_until(12, container, undisturbed, tmp_path))
 
 
 @pytest.mark.slow
