@@ -288,6 +288,27 @@ def test_a_signal_that_comes_where_python_drops_exceptions_is_heard(tmp_path: Pa
     assert "Stopped by SIGTERM" in done.stderr
 
 
+@pytest.mark.parametrize("error", ["ImportError('initialization failed')", "UsageError(reason='odd')"])
+def test_a_signal_that_comes_out_as_another_error_is_still_a_signal(error: str) -> None:
+    """As it does where it comes while native code is being loaded."""
+    code = (
+        "import os, signal\n"
+        "import vehclass.cli.app as app\n"
+        "from vehclass.errors import Interrupted, UsageError\n"
+        "def work():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except Interrupted:\n"
+        f"        raise {error} from None\n"
+        "app.app = work\n"
+        "from vehclass.cli import main; main()"
+    )
+    done = subprocess.run(
+        [VEHCLASS[0], "-c", code], env=clean_environment(), capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (143, "vehclass: Stopped by SIGTERM. Nothing was written.\n")
+
+
 def test_a_dry_run_that_is_stopped_claims_nothing(container: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"

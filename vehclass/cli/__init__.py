@@ -22,17 +22,25 @@ def main() -> None:
         from vehclass.cli.app import app
 
         app()
-    except (VehclassError, Interrupted) as error:
+    except Interrupted as error:
         _report(error, str(error), error.exit_code)
-    except MemoryError as error:
-        _report(error, "There is not enough memory. Try a smaller --batch-size.", ExitCode.FAILED)
     except Exception as error:  # noqa: BLE001  (the boundary: nothing may leave it as a traceback)
-        reason = f"Something unforeseen went wrong ({type(error).__name__}: {error})."
-        _report(error, f"{reason} Run it again with --verbose to see where.", ExitCode.FAILED)
+        # A signal that comes while native code is being loaded leaves it as an ImportError of that code, or as what that leads to.
+        _report_error(Interrupted(signal.Signals(_asked[0])) if _asked else error)
     finally:
         # All is said and saved: a signal that comes while Python tidies up must not change the exit code.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _report_error(error: Exception | Interrupted) -> None:
+    if isinstance(error, VehclassError | Interrupted):
+        _report(error, str(error), error.exit_code)
+    elif isinstance(error, MemoryError):
+        _report(error, "There is not enough memory. Try a smaller --batch-size.", ExitCode.FAILED)
+    else:
+        reason = f"Something unforeseen went wrong ({type(error).__name__}: {error})."
+        _report(error, f"{reason} Run it again with --verbose to see where.", ExitCode.FAILED)
 
 
 _asked: list[int] = []  # the signals that came, the first of which counts
