@@ -396,8 +396,11 @@ class TestPromotion:
     def test_what_is_in_production_is_not_promoted_again(self, place: Place, versions: list[str]) -> None:
         promote(place.registry, "cars", versions[0], Wish("me"))
         before = place.get("cars/production.json")
-        again = promote(place.registry, "cars", versions[0], Wish("you", "why not", min_accuracy=0.99))
-        assert (again.changed, again.entry["promoted_by"]) == (False, "me")
+        for wish in (Wish("you", "why not", min_accuracy=0.5), Wish("you", "why not", min_accuracy=0.99, force=True)):
+            again = promote(place.registry, "cars", versions[0], wish)
+            assert (again.changed, again.entry["promoted_by"]) == (False, "me")
+        with pytest.raises(PromotionRefused, match="which is in production"):
+            promote(place.registry, "cars", versions[0], Wish("you", "why not", min_accuracy=0.99))
         assert place.get("cars/production.json") == before
 
     def test_worse_on_the_same_photos_is_refused_but_by_force(self, place: Place, versions: list[str]) -> None:

@@ -88,6 +88,10 @@ def promote(registry: Registry, name: str, version: str, wish: Wish) -> Change:
     present = read_production(registry, name)
     facts, _ = facts_of(registry, name, version)
     if present.version == version:
+        # It stays where it is, and whoever asks for an accuracy is still told when it has not got it.
+        refusals, _ = objections(facts, None, wish.min_accuracy)
+        if refusals and not wish.force:
+            raise PromotionRefused(key=f"{name}@{version}, which is in production,", reason="; ".join(refusals))
         return Change(name, present.history[0], changed=False)
     try:
         theirs = _facts_if_there(registry, name, present.version)
