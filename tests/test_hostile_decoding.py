@@ -203,6 +203,18 @@ class TestHangs:
             hangs.decode(b"0.9", SIZE)
         assert told.is_set()
 
+    def test_nothing_is_left_of_an_image_that_is_done(self) -> None:
+        """However the looks fall between the images: a thread that no longer decodes is not seen to hang."""
+        told = threading.Event()
+        hangs = Hangs(lambda data, size: None, 0.02)  # type: ignore[arg-type,return-value]
+        with hangs.watched(told.set):
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                hangs.decode(b"", SIZE)
+            assert hangs._looks == {}
+            time.sleep(0.2)
+        assert not told.is_set()
+
     def test_a_decoder_that_raises_is_watched_no_longer(self) -> None:
         told = threading.Event()
 

@@ -21,12 +21,13 @@ class Hangs:
     def __init__(self, decode: Decode, seconds: float) -> None:
         self._decode = decode
         self._seconds = seconds
-        self._looks: dict[int, int] = {}  # by thread that decodes, how often it was seen at the same image
+        self._looks: dict[int, list[int]] = {}  # by thread that decodes, how often it was seen at this image
 
     def decode(self, data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
         """As the decoder that is watched."""
         thread = threading.get_ident()
-        self._looks[thread] = 0
+        # Each image has a count of its own, so that a look that comes late adds to no other's.
+        self._looks[thread] = [0]
         try:
             return self._decode(data, size)
         finally:
@@ -40,11 +41,10 @@ class Hangs:
         def look() -> None:
             while not over.wait(self._seconds / LOOKS):
                 for thread, looks in list(self._looks.items()):
-                    if looks >= LOOKS and self._looks.get(thread) == looks:
+                    if looks[0] >= LOOKS and self._looks.get(thread) is looks:
                         hung()
                         return
-                    if thread in self._looks:
-                        self._looks[thread] = looks + 1
+                    looks[0] += 1
 
         watcher = threading.Thread(target=look, name="hangs", daemon=True)
         watcher.start()

@@ -62,9 +62,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     bytes_new: int = 0
-    left: datetime | None = (
-        None  # when the oldest was modified of those that are new and not done, as far as they are known
-    )
+    left: datetime | None = None  # when the oldest was modified of those that this run leaves to another
     _waiting: dict[str, datetime] = field(default_factory=dict, repr=False)  # by image, of those that were taken
     _adding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
