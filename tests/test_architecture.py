@@ -22,6 +22,7 @@ LAYERS = [
         "registry",
         "imaging",
         "imaging_apart",
+        "resizing",
         "exports",
         "notices",
         "metrics",
@@ -36,6 +37,7 @@ ALLOWED = {
     ("batch", "imaging"),  # likewise
     ("telemetry", "metrics"),  # the same figures, another way
     ("imaging_apart", "imaging"),  # the same, in another process
+    ("imaging", "resizing"),  # its last step
     ("registry", "model"),  # what is handed around is verified by those who know what a model folder is
 }
 # Training makes models and so knows what they are made of; the nightly batch is handed its hands.

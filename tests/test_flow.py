@@ -124,16 +124,37 @@ def test_a_closed_allowance_holds_nobody() -> None:
 class TestGathered:
     def test_nothing_is_lost_and_the_order_stays(self) -> None:
         batches = [[n, n + 1] for n in range(0, 100, 2)]
-        assert [item for part in gathered(batches, 10, "g") for item in part] == list(range(100))
+        assert [item for part in gathered(batches, 10, 1, 9.0, "g") for item in part] == list(range(100))
 
     def test_a_slow_consumer_gets_fewer_and_larger_lists(self) -> None:
         taken = []
-        for part in gathered(([n] for n in range(60)), 16, "g"):
+        for part in gathered(([n] for n in range(60)), 16, 1, 9.0, "g"):
             taken.append(len(part))
             time.sleep(0.02)
         assert sum(taken) == 60
         assert len(taken) < 20
         assert max(taken) <= 16
+
+    def test_a_quick_consumer_gets_enough_at_a_time(self) -> None:
+        taken = [len(part) for part in gathered(([n] for n in range(60)), 30, 25, 9.0, "g")]
+        assert sum(taken) == 60
+        assert min(taken[:-1]) >= 25
+        assert max(taken) <= 30
+
+    def test_what_is_there_is_handed_over_once_patience_ends(self) -> None:
+        more = threading.Event()
+
+        def batches() -> Iterator[list[int]]:
+            yield [1]
+            yield [2]
+            assert more.wait(5), "the consumer waits for more than its patience"
+            yield [3]
+
+        got = []
+        for part in gathered(batches(), 100, 25, 0.2, "g"):
+            got.append(part)
+            more.set()
+        assert got == [[1, 2], [3]]
 
     def test_what_came_before_an_error_is_handed_over(self) -> None:
         def batches() -> Iterator[list[int]]:
@@ -143,7 +164,7 @@ class TestGathered:
 
         got: list[int] = []
         with pytest.raises(ValueError, match="broken"):
-            for part in gathered(batches(), 10, "g"):
+            for part in gathered(batches(), 10, 1, 9.0, "g"):
                 got += part
         assert got == [1, 2, 3]
 
@@ -157,7 +178,7 @@ class TestGathered:
             finally:
                 ended.set()
 
-        for _ in gathered(batches(), 4, "g"):
+        for _ in gathered(batches(), 4, 1, 9.0, "g"):
             break
         assert ended.wait(2)
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from vehclass.errors import DecodeError
 from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, READERS
 from vehclass.records import ImageFacts
+from vehclass.resizing import resize
 
 Pixels = NDArray[np.uint8]
 
@@ -171,7 +172,7 @@ def _as_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image.paste(layer, mask=layer.getchannel("A"))
     elif image.mode not in ("RGB", "L"):
         image = image.convert("RGB")
-    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    small = resize(image, size)
     return small if small.mode == "RGB" else small.convert("RGB")
 
 

@@ -128,12 +128,12 @@ def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest:
         yield batch
 
 
-def gathered(batches: Iterable[list[T]], most: int, name: str) -> Iterator[list[T]]:
+def gathered(batches: Iterable[list[T]], most: int, enough: int, patience: float, name: str) -> Iterator[list[T]]:
     """The items of `batches` in larger lists: all that came while the consumer was busy with the last.
 
-    A consumer that is quick gets them as they come; a slow one, such as a store far away, gets fewer and
-    larger lists. Once `most` items wait, the batches wait, too. An exception of theirs is raised after what came before
-    it has been handed over.
+    A consumer that is quick gets `enough` at a time, or what came within `patience` seconds; a slow one, such as a store
+    far away, gets fewer and larger lists. Once `most` items wait, the batches wait, too. An exception of theirs is raised
+    after what came before it has been handed over.
     """
     waiting: list[T] = []
     changed = threading.Condition()
@@ -166,6 +166,7 @@ def gathered(batches: Iterable[list[T]], most: int, name: str) -> Iterator[list[
         while True:
             with changed:
                 changed.wait_for(lambda: waiting or state["ended"])
+                changed.wait_for(lambda: len(waiting) >= enough or state["ended"], patience)
                 taken = waiting[:]
                 waiting.clear()
                 changed.notify_all()

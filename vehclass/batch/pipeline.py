@@ -25,6 +25,8 @@ PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, 
 LISTINGS: Final = 8  # prefixes that are listed side by side
 BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
+SAVE_TOGETHER: Final = 128  # outcomes that are worth a transaction of their own,
+SAVE_EVERY: Final = 0.5  # or so many seconds: what a kill takes back is done again
 FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
 
 
@@ -153,7 +155,7 @@ def classify_new(job: Job, hands: Hands, tickets: Sequence[RunTicket], watch: Wa
     listing = marks.listing(now(), full=job.full or job.retry_failed)
     marks.begin(tickets)
     ready = outcomes_of(job, hands, new_images(job, hands, listing, watch), watch)
-    for outcomes in gathered(ready, SAVE_AHEAD, "gather"):
+    for outcomes in gathered(ready, SAVE_AHEAD, SAVE_TOGETHER, SAVE_EVERY, "gather"):
         with watch.profile.stage("save"):
             marks.before_save(tickets)
             for number, (model, ticket) in enumerate(zip(hands.models, tickets, strict=True)):
@@ -269,8 +271,9 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
         finally:
             memory.give_back(sum(one.ref.size for one in batch if one.error is None))
 
-    reads = in_lanes(read, todos, source.concurrency, source.concurrency, "read")
+    # A whole batch is read ahead, so that a lane that begins one finds it there; how many bytes, `memory` says.
     most = min(classifier.batch_size for classifier in classifiers)
+    reads = in_lanes(read, todos, source.concurrency, max(source.concurrency, most), "read")
     batches = batched(reads, most, lambda one: len(one.data), BATCH_BYTES)
     try:
         for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):

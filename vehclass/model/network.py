@@ -103,6 +103,9 @@ def stage_means(network: keras.Model) -> keras.Model:
     last: dict[int, Any] = {}
     for layer in up_to_summary.layers:
         shape = layer.output.shape
+        # Padding adds nothing to a mean, and a convolution computes it in passing unless somebody else asks for it, too.
+        if isinstance(layer, layers.ZeroPadding2D):
+            continue
         if len(shape) == 4 and 1 < shape[1] * shape[2] < size:
             last[shape[1] * shape[2]] = layer.output
     means = [layers.GlobalAveragePooling2D(name=f"novelty_mean_{at}")(one) for at, one in enumerate(last.values())]
