@@ -20,9 +20,9 @@ from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
 
 Logits = NDArray[np.float32]
 
-# Measured on two cores with three backbones: larger batches are slower on a CPU, where a batch should
-# stay in the caches; on a GPU they are the point, and are found by trying.
-CPU_BATCH: Final = 32
+# Measured on two cores with three backbones: on a CPU larger batches are no quicker, or slower since they leave the
+# caches, and take a quarter more memory; on a GPU they are the point, and are found by trying.
+CPU_BATCH: Final = 16
 IN_FLIGHT: Final = 2  # batches that a GPU has at a time, so that one is copied while another is computed
 
 
