@@ -193,7 +193,7 @@ def prepare(work: Path, of: Photos, backbone: str) -> Bench:
 
 
 def whole(work: Path, times: int, sets: Sequence[Photos]) -> None:
-    """Every contender on every set with every network; writes figures.json."""
+    """Every contender on every set with every network; what was measured replaces its like in figures.json."""
     there = [name for name in PEERS if name != "ray_data" or importlib.util.find_spec("ray") is not None]
     contenders = {name: ours(name) for name in PRECISIONS}
     contenders |= {name: ["-m", "benchmarks.contenders", name, "PHOTOS", "MODEL", "STORE", "COUNT"] for name in there}
@@ -203,7 +203,7 @@ def whole(work: Path, times: int, sets: Sequence[Photos]) -> None:
             speeds, parts = measure(prepare(work, of, backbone), contenders, times)
             figures[f"{backbone}, {of.name}"] = table(f"{backbone}, {of.name}", speeds, parts)
     rounded = {title: {name: round(share, 3) for name, share in over.items()} for title, over in figures.items()}
-    FIGURES.write_text(json.dumps(rounded, indent=2) + "\n")
+    FIGURES.write_text(json.dumps(json.loads(FIGURES.read_text()) | rounded, indent=2) + "\n")
 
 
 def quick(work: Path) -> int:

@@ -16,7 +16,7 @@ COMMANDS = [
     *("", "classify-batch", "classify", "train", "data check", "evaluate"),
     *("schedule", "schedule status", "status"),
     *("results list", "results show", "results export", "results delete", "runs list", "runs show"),
-    *("model show", "model export", "model push", "model pull", "model list"),
+    *("model show", "model sign", "model export", "model push", "model pull", "model list"),
     *("model promote", "model rollback", "model history"),
     *("store init", "store check", "store copy", "doctor"),
 ]

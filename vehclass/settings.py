@@ -36,6 +36,9 @@ class Settings:
     models: str = _setting(
         "models", "VEHCLASS_MODELS", "the registry of models: a folder, or a container as az://ACCOUNT/CONTAINER"
     )
+    model_key: str | None = _setting(
+        None, "VEHCLASS_MODEL_KEY", "a public key (PEM): models that its owner has not signed are refused"
+    )
     cache: str = _setting(
         "~/.cache/vehclass/models",
         "VEHCLASS_CACHE",

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import requests
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, ClientAuthenticationError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
+from vehclass.azure_storage.get import Line
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.azure_storage.patience import TRANSIENT_STATUS, code_of, patiently, status_of
+from vehclass.azure_storage.wire import CONNECT_SECONDS, READ_SECONDS
 from vehclass.errors import AccessDenied, ServiceUnreachable, SourceNotFound, UsageError, VehclassError
 
 T = TypeVar("T")
@@ -27,8 +28,6 @@ T = TypeVar("T")
 # The SDK logs requests and half-finished downloads; what matters of them is in our rows and errors.
 logging.getLogger("azure").setLevel(logging.CRITICAL)
 
-CONNECT_SECONDS: Final = 3
-READ_SECONDS: Final = 5  # without a single byte
 CONTAINER_NAME: Final = re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*")
 ACCOUNT_NAME: Final = re.compile(r"[a-z0-9]{3,24}")
 
@@ -39,6 +38,7 @@ class Container:
 
     client: ContainerClient
     prefix: str
+    line: Line
 
     @property
     def url(self) -> str:
@@ -79,11 +79,11 @@ def open_container(options: BlobOptions, *, container: str, prefix: str = "", ac
         except ValueError as error:
             raise UsageError(reason="AZURE_STORAGE_CONNECTION_STRING is not a connection string.") from error
         endpoint, _, sas = service.url.partition("?")
-        return Container(_client(options, endpoint, container, service.credential or sas or None), prefix)
+        return _opened(options, endpoint, container, service.credential or sas or None, prefix)
     name = account or options.account or ""
     if not ACCOUNT_NAME.fullmatch(name):
         raise UsageError(reason=f"{name!r} is not a storage account's name: 3 to 24 of a-z and 0-9.")
-    return Container(_client(options, f"https://{name}.blob.core.windows.net", container, None), prefix)
+    return _opened(options, f"https://{name}.blob.core.windows.net", container, None, prefix)
 
 
 def open_url(options: BlobOptions, url: str) -> Container:
@@ -107,7 +107,12 @@ def open_url(options: BlobOptions, url: str) -> Container:
         raise UsageError(
             reason=f"The URL {endpoint}/... names no container; write https://ACCOUNT.blob.core.windows.net/CONTAINER."
         )
-    return Container(_client(options, endpoint, container, parts.query or None), prefix)
+    return _opened(options, endpoint, container, parts.query or None, prefix)
+
+
+def _opened(options: BlobOptions, endpoint: str, container: str, credential: Any, prefix: str) -> Container:
+    client = _client(options, endpoint, container, credential)
+    return Container(client, prefix, Line.of(client, options.concurrency + 4))
 
 
 def _client(options: BlobOptions, endpoint: str, container: str, credential: Any) -> ContainerClient:
@@ -123,18 +128,12 @@ def _client(options: BlobOptions, endpoint: str, container: str, credential: Any
             raise UsageError(
                 reason=f"{endpoint} is not encrypted, so Entra ID cannot sign in there. Set a key or a SAS."
             )
-    session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=options.concurrency + 4)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
     try:
         return ContainerClient(
             endpoint,
             container,
             credential=credential or _entra(),
-            transport=RequestsTransport(
-                session=session, session_owner=False, connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS
-            ),
+            transport=RequestsTransport(connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS),
             retry_total=0,
             permit_redirects=False,  # credentials go to the server that was named, and to no other
         )

@@ -1,18 +1,24 @@
-"""GET requests through the SDK's own pipeline: its signing and its transport, without the objects that it makes of answers.
+"""GET requests with the SDK's own signing, without its transport and the objects that it makes of answers.
 
-Those cost more than the rest: a name of a listing takes a ninth of the CPU here, a blob of 100 kB two thirds
-(docs/performance.md), and a million names or photos wait for it while the others work.
+Those cost more than the rest (docs/performance.md), and a million names or photos wait for it while the others work.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from email.utils import formatdate
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
+from uuid import uuid4
 from xml.etree import ElementTree
 
-from azure.core.exceptions import AzureError, HttpResponseError, IncompleteReadError
+from azure.core.exceptions import HttpResponseError, IncompleteReadError
+from azure.core.pipeline import Pipeline
 from azure.core.rest import HttpRequest
 from azure.storage.blob import ContainerClient
+
+from vehclass import __version__
+from vehclass.azure_storage.wire import Answer, Wire
 
 MONTHS: Final = {
     name: number
@@ -25,8 +31,21 @@ MONTHS: Final = {
 MOST_OF_A_PAGE: Final = 64 * 2**20  # of a listing: 5,000 names of 1,024 characters with their facts are some 30 MB
 
 
-class BrokenOff(IncompleteReadError):
-    """An answer that began and did not come to its end."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A container as its GET requests reach it: its URL without a secret, its SAS if it has one, what signs and sends."""
+
+    url: str
+    sas: str
+    version: str
+    pipeline: Pipeline[HttpRequest, Answer]
+
+    @classmethod
+    def of(cls, client: ContainerClient, connections: int) -> "Line":
+        """The line to a client's container, with the client's way of signing, for so many threads at a time."""
+        url, _, sas = client.url.partition("?")
+        signing = client._credential_policy
+        return cls(url, sas, client.api_version, Pipeline(Wire(url, connections), [signing] if signing else []))
 
 
 class Listed(NamedTuple):
@@ -38,19 +57,17 @@ class Listed(NamedTuple):
     modified_at: datetime
 
 
-def list_page(
-    client: ContainerClient, prefix: str, marker: str, most: int, **patience: float
-) -> tuple[list[Listed], str]:
+def list_page(line: Line, prefix: str, marker: str, most: int, **patience: float) -> tuple[list[Listed], str]:
     """A page of a container's blobs in the order of their names, and the marker of the next, '' on the last.
 
-    `patience` is connection_timeout and read_timeout, where other seconds count than the client's.
+    `patience` is connection_timeout and read_timeout, where other seconds count than usually.
 
     Raises AzureError.
     """
     asked = {"restype": "container", "comp": "list", "maxresults": str(most)}
     asked |= {"prefix": prefix} if prefix else {}
     asked |= {"marker": marker} if marker else {}
-    body = get(client, "", asked, {}, MOST_OF_A_PAGE, **patience).content
+    body = get(line, "", asked, {}, MOST_OF_A_PAGE, **patience).content
     try:
         answer = _xml(body)
         following = answer.find("NextMarker")
@@ -62,53 +79,30 @@ def list_page(
 
 
 def get(
-    client: ContainerClient,
-    path: str,
-    query: Mapping[str, str],
-    headers: Mapping[str, str],
-    most: int,
-    **patience: float,
-) -> Any:
+    line: Line, path: str, query: Mapping[str, str], headers: Mapping[str, str], most: int, **patience: float
+) -> Answer:
     """The answer to a GET below a container, with its body of `most` bytes at most; raises AzureError for any but 200."""
-    endpoint, _, sas = client.url.partition("?")
-    words = [*([sas] if sas else []), *(f"{name}={quote(value, safe='')}" for name, value in query.items())]
-    url = f"{endpoint}/{quote(path, safe='/~')}" if path else endpoint
+    words = [*([line.sas] if line.sas else []), *(f"{name}={quote(value, safe='')}" for name, value in query.items())]
+    url = f"{line.url}/{quote(path, safe='/~')}" if path else line.url
     request = HttpRequest(
         "GET",
         f"{url}?{'&'.join(words)}" if words else url,
-        headers={"x-ms-version": client.api_version, "Accept-Encoding": "identity", **headers},
+        headers={
+            "x-ms-version": line.version,
+            "x-ms-date": formatdate(usegmt=True),
+            "x-ms-client-request-id": str(uuid4()),
+            "User-Agent": f"vehclass/{__version__}",
+            "Accept-Encoding": "identity",
+            **headers,
+        },
     )
-    # Streaming, since otherwise the pipeline makes text or XML of the body by itself.
-    response = client._pipeline.run(request, stream=True, **patience).http_response
-    try:
-        _read(response, most)
-    except AzureError as error:
-        raise BrokenOff(f"The body broke off: {error}") from error
-    if response.status_code != 200:
-        raise _refused(response)
-    return response
+    answer = line.pipeline.run(request, most=most, **patience).http_response
+    if answer.status_code != 200:
+        raise _refused(answer)
+    return answer
 
 
-def _read(response: Any, most: int) -> None:
-    """Reads a body into memory, unless it is larger than it may be, or would be once it is unpacked."""
-    length = response.headers.get("Content-Length", "")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise IncompleteReadError("it is compressed, which nobody asked for")
-    if length.isdecimal():
-        if int(length) > most:
-            raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
-        response.read()
-        return
-    parts, count = [], 0
-    for part in response.iter_bytes():
-        parts.append(part)
-        count += len(part)
-        if count > most:
-            raise IncompleteReadError(f"more than {most} bytes arrived")
-    response._content = b"".join(parts)
-
-
-def _refused(response: Any) -> HttpResponseError:
+def _refused(response: Answer) -> HttpResponseError:
     """The service's refusal as the SDK raises it: with the status, the service's own word for it, and its sentence."""
     code, message = response.headers.get("x-ms-error-code"), response.reason
     try:

@@ -50,7 +50,7 @@ def export(
 
     # What is cheap to refuse comes before the photos.
     require(format)
-    folder = open_model(model)
+    folder = open_model(model, options.model_key(settings))
     if out is None:
         named = model.resolve() if model.name in ("", "..") else model
         out = named.with_name(f"{named.name}-{format}")

@@ -1,5 +1,6 @@
 """`vehclass model`: what is known of a model, and where models are handed around."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,36 @@ app.command("list")(registry.list_models)
 app.command("promote")(registry.promote)
 app.command("rollback")(registry.rollback)
 app.command("history")(registry.history)
+
+
+@app.command("sign")
+def sign_model(
+    folder: Annotated[Path, typer.Argument(help="A model folder.", show_default=False)],
+    key: Annotated[Path, typer.Option("--key", help="A private key of an elliptic curve (PEM).", show_default=False)],
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Sign a model folder, so that others can tell who made it.
+
+    Writes model.sig into the folder, in the form of the OpenSSF's model signing; `vehclass model push` takes it along. Where
+    VEHCLASS_MODEL_KEY names the public key, models without such a signature are refused. Needs pip install 'vehclass[signing]'.
+
+    Example: vehclass model sign models/mine --key key.pem
+    """
+    from vehclass.model.folder import DOCUMENTS, open_model
+    from vehclass.model.signature import sign
+
+    options.given()
+    model = open_model(folder)
+    try:
+        written = sign(folder, key, None, DOCUMENTS)
+    except TypeError:  # the key has a password
+        password = typer.prompt(f"Password of {key}", hide_input=True, err=True)
+        written = sign(folder, key, password, DOCUMENTS)
+    if as_json:
+        show.print_json({"model": model.info.key, "signature": str(written)})
+    else:
+        show.say(f"{model.info.key} is signed: {written}")
 
 
 @app.command("show")

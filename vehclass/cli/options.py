@@ -137,10 +137,15 @@ def model_folder(settings: Settings) -> "ModelFolder":
         )
     place = place_of(settings.model, settings.models)
     if isinstance(place, Path):
-        return open_model(place)
+        return open_model(place, model_key(settings))
     where, reference = place
     with show.status(quiet=False, lines=True) as tell:
-        return open_from(registry(settings, where), reference, model_cache(settings), tell)
+        return open_from(registry(settings, where), reference, model_cache(settings), tell, model_key(settings))
+
+
+def model_key(settings: Settings) -> Path | None:
+    """The public key that models must be signed with, if any."""
+    return Path(settings.model_key).expanduser() if settings.model_key else None
 
 
 def registry(settings: Settings, where: str | None = None) -> "AnyRegistry":

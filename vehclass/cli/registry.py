@@ -38,7 +38,7 @@ def push(
 
     settings = options.given(models=registry)
     there = options.registry(settings)
-    model = open_model(folder)
+    model = open_model(folder, options.model_key(settings))
     with show.status(quiet=as_json, lines=True) as tell:
         try:
             done = put(model, there, tell)
@@ -79,9 +79,9 @@ def pull(
             version = find(there, reference)
             with plainly(f"The model cannot be put into {out}"):
                 out.parent.mkdir(parents=True, exist_ok=True)
-                folder = download(there, reference.name, version, out, tell)
+                folder = download(there, reference.name, version, out, tell, options.model_key(settings))
         else:
-            folder = open_from(there, reference, options.model_cache(settings), tell)
+            folder = open_from(there, reference, options.model_cache(settings), tell, options.model_key(settings))
     if as_json:
         show.print_json({"model": folder.info.key, "registry": there.url, "path": str(folder.path)})
     else:

@@ -203,7 +203,8 @@ def train(
         raise UsageError(
             reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
         )
-    backbone = backbone or _backbone_of(weights) or ("medium" if preset == "best" and not time_limit else "small")
+    theirs = _backbone_of(weights, options.model_key(options.given()))
+    backbone = backbone or theirs or ("medium" if preset == "best" and not time_limit else "small")
     for what, given, allowed in (
         ("backbone", backbone, BACKBONES),
         ("preset", preset, PRESETS),
@@ -273,7 +274,7 @@ def train(
     show.say(f"Try it: vehclass classify-batch --container PHOTOS --model {folder.path}")
 
 
-def _backbone_of(weights: str | None) -> str | None:
+def _backbone_of(weights: str | None, key: Path | None) -> str | None:
     """The backbone that weights are for, where they say so; raises UsageError or ModelRefused.
 
     Looked at before any photo is opened.
@@ -284,7 +285,7 @@ def _backbone_of(weights: str | None) -> str | None:
     if weights == "imagenet":
         return "mobilenet_v3_small"
     if weights is not None and Path(weights).is_dir():
-        theirs = open_model(Path(weights)).info.facts.get("backbone")
+        theirs = open_model(Path(weights), key).info.facts.get("backbone")
         return str(theirs) if theirs else None
     if weights is not None and not Path(weights).is_file():
         raise UsageError(

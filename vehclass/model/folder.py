@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vehclass.errors import ModelNotFound, ModelRefused, UsageError
+from vehclass.model import signature
 from vehclass.records import ModelInfo, Task
 
 # 2 added thresholds by label and the novelty column; folders of format 1 are still read.
@@ -64,10 +65,11 @@ class ModelFolder:
         return self.path / name
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(path: Path, key: Path | None = None) -> ModelFolder:
     """The model in a folder, with every file compared to the sha256 in model.json.
 
-    Raises ModelNotFound or ModelRefused. Nothing is deserialised but JSON.
+    With a public `key` (PEM), its owner must have signed them. Raises ModelNotFound or ModelRefused. Nothing is
+    deserialised but JSON.
     """
     facts = _read_facts(path)
     try:
@@ -89,6 +91,8 @@ def open_model(path: Path) -> ModelFolder:
         _check_file(path, name, digest)
     if info.version != _version(facts):
         raise ModelRefused(path=path, reason=f"{FACTS_FILE} was changed after the model was made")
+    if key is not None:
+        signature.check(path, key, DOCUMENTS)
     return ModelFolder(path, info, files)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vehclass.errors import ModelNotFound, ModelNotInRegistry, ModelRefused, ServiceUnreachable
 from vehclass.model.folder import DOCUMENTS, FACTS_FILE, ModelFolder, open_model
+from vehclass.model.signature import SIGNATURE_FILE
 from vehclass.registry.files import beside, locked, plainly, write_whole
 from vehclass.registry.layout import (
     MAX_DOCUMENT_BYTES,
@@ -22,10 +23,10 @@ from vehclass.registry.resolving import find
 Say = Callable[[str], None]
 
 
-def open_from(registry: Registry, reference: Reference, cache: Path, say: Say) -> ModelFolder:
+def open_from(registry: Registry, reference: Reference, cache: Path, say: Say, key: Path | None = None) -> ModelFolder:
     """The model that a reference means now, verified; in its place, or from the cache, or downloaded into it.
 
-    Raises ModelNotInRegistry, ModelRefused, UsageError, or what the registry raises.
+    With a public `key` its owner must have signed it. Raises ModelNotInRegistry, ModelRefused, UsageError, or what the registry raises.
     """
     try:
         version = find(registry, reference)
@@ -34,7 +35,7 @@ def open_from(registry: Registry, reference: Reference, cache: Path, say: Say) -
             error.add_note(f"{reference.name}@{name} is in the cache: named so, it is used without the registry.")
         raise
     try:
-        return fetch(registry, reference.name, version, cache, say)
+        return fetch(registry, reference.name, version, cache, say, key)
     except ModelNotInRegistry as error:
         if reference.version is None:
             error.add_note(
@@ -43,29 +44,31 @@ def open_from(registry: Registry, reference: Reference, cache: Path, say: Say) -
         raise
 
 
-def fetch(registry: Registry, name: str, version: str, cache: Path, say: Say) -> ModelFolder:
+def fetch(registry: Registry, name: str, version: str, cache: Path, say: Say, key: Path | None = None) -> ModelFolder:
     """A version as a verified model folder. A cached one is verified again, and downloaded anew if it is damaged."""
     place = registry.path(name, version)
     if place is not None:
-        return _verified(place, name, version)
+        return _verified(place, name, version, key)
     target = cache / name / version
-    found = _cached(target, name, version)
+    found = _cached(target, name, version, key)
     if found:
         return found
     with plainly(f"The model cannot be kept in {cache}", " Name another place with VEHCLASS_CACHE."):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Whoever waits here finds in the cache what the other one has downloaded.
         with locked(target.with_name(f".{version}.lock")):
-            found = _cached(target, name, version)
+            found = _cached(target, name, version, key)
             if found:
                 return found
             # What a killed download has left; nobody else is at work here.
             for left in [*target.parent.glob(f".{version}.*.part"), target]:
                 shutil.rmtree(left, ignore_errors=True)
-            return download(registry, name, version, target, say)
+            return download(registry, name, version, target, say, key)
 
 
-def download(registry: Registry, name: str, version: str, target: Path, say: Say) -> ModelFolder:
+def download(
+    registry: Registry, name: str, version: str, target: Path, say: Say, key: Path | None = None
+) -> ModelFolder:
     """Downloads a version into a new folder, which is there whole and verified, or not at all."""
     facts, data = facts_of(registry, name, version)
     there = files_of(registry, name, version)
@@ -80,7 +83,7 @@ def download(registry: Registry, name: str, version: str, target: Path, say: Say
         raise ModelRefused(path=where, reason=f"it has {total:,} bytes, and at most {MAX_MODEL_BYTES:,} are downloaded")
     wanted |= {
         file: there[file]
-        for file in DOCUMENTS
+        for file in (*DOCUMENTS, SIGNATURE_FILE)
         if file in there and file not in wanted and there[file].size <= MAX_DOCUMENT_BYTES
     }
     total = sum(stored.size for stored in wanted.values())
@@ -98,14 +101,14 @@ def download(registry: Registry, name: str, version: str, target: Path, say: Say
             registry.download(name, version, file, stored, draft / file, moved)
         write_whole(draft / FACTS_FILE, (data,))
         try:
-            _verified(draft, name, version)
+            _verified(draft, name, version, key)
         except ModelRefused as error:
             raise ModelRefused(path=where, reason=error.facts["reason"]) from error
         draft.rename(target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return _verified(target, name, version)
+    return _verified(target, name, version, key)
 
 
 def files_of(registry: Registry, name: str, version: str) -> dict[str, Stored]:
@@ -116,16 +119,16 @@ def files_of(registry: Registry, name: str, version: str) -> dict[str, Stored]:
     return listed or {file.name: Stored(file.stat().st_size) for file in files if file.is_file()}
 
 
-def _verified(place: Path, name: str, version: str) -> ModelFolder:
-    folder = open_model(place)
+def _verified(place: Path, name: str, version: str, key: Path | None) -> ModelFolder:
+    folder = open_model(place, key)
     if (folder.info.name, folder.info.version) != (name, version):
         raise ModelRefused(path=place, reason=f"it is {folder.info.key}, where {name}@{version} should be")
     return folder
 
 
-def _cached(target: Path, name: str, version: str) -> ModelFolder | None:
+def _cached(target: Path, name: str, version: str, key: Path | None) -> ModelFolder | None:
     with suppress(ModelNotFound, ModelRefused):
-        return _verified(target, name, version)
+        return _verified(target, name, version, key)
     return None
 
 

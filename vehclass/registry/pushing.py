@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vehclass.errors import UsageError
 from vehclass.model.folder import DOCUMENTS, FACTS_FILE, ModelFolder
+from vehclass.model.signature import SIGNATURE_FILE
 from vehclass.registry.files import plainly
 from vehclass.registry.layout import MAX_DOCUMENT_BYTES, Registry, Stored, is_file_name, is_name, is_version
 
@@ -37,7 +38,9 @@ def push(folder: ModelFolder, registry: Registry, say: Say) -> Pushed:
             "letter or digit. `vehclass train --out` into a folder with such a name."
         )
     there = registry.contents(name, version)
-    documents = [] if FACTS_FILE in there else [file for file in DOCUMENTS if _may_go_along(folder.path / file)]
+    # A signature may be made, or made anew, after a version was put there; the documents stay as they are.
+    going = {SIGNATURE_FILE} if FACTS_FILE in there else {SIGNATURE_FILE, *DOCUMENTS}
+    documents = [file for file in sorted(going) if _may_go_along(folder.path / file)]
     with plainly(f"The model in {folder.path} cannot be read"):
         wanted = [folder.path / file for file in (*folder.files, *documents)]
         missing = [file for file in wanted if not _is_there(file, there.get(file.name))]

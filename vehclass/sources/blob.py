@@ -26,7 +26,7 @@ class BlobSource:
 
     def __init__(self, container: Container, concurrency: int) -> None:
         self._container = container
-        self._client = container.client
+        self._client, self._line = container.client, container.line
         self.prefix = container.prefix
         self.concurrency = concurrency
         self.url = container.url
@@ -39,13 +39,13 @@ class BlobSource:
         self._container.ask(self._one_name)
 
     def _one_name(self) -> None:
-        list_page(self._client, "", "", 1)
+        list_page(self._line, "", "", 1)
 
     def pages(self, prefix: str = "") -> Iterator[list[ImageRef]]:
         """Every blob under a prefix, a page of the service's at a time."""
         marker = ""
         while True:
-            found, marker = self._container.ask(partial(list_page, self._client, self.prefix + prefix, marker, PAGE))
+            found, marker = self._container.ask(partial(list_page, self._line, self.prefix + prefix, marker, PAGE))
             yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in found]
             if not marker:
                 return
@@ -80,8 +80,8 @@ class BlobSource:
             return True
 
     def _download(self, ref: ImageRef) -> bytes:
-        answer = get(self._client, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
-        data: bytes = answer.content
+        answer = get(self._line, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
+        data = answer.content
         if len(data) != ref.size:
             raise _Damaged(f"{len(data)} of {ref.size} bytes")
         md5 = answer.headers.get("Content-MD5")
@@ -98,7 +98,7 @@ class BlobSource:
             if self._look is None or time.monotonic() - self._look[0] > LOOK_LASTS:
                 problem: VehclassError | None = None
                 try:
-                    list_page(self._client, "", "", 1, connection_timeout=2, read_timeout=2)
+                    list_page(self._line, "", "", 1, connection_timeout=2, read_timeout=2)
                 except AzureError as error:
                     problem = self._container.explained(error)
                 self._look = (time.monotonic(), problem)

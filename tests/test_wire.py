@@ -1,0 +1,157 @@
+"""GET over the wire: answers whole or none, within bounds of bytes and time, through the proxy that the environment names."""
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+
+from tests.conftest import free_port
+from vehclass.azure_storage import wire
+from vehclass.azure_storage.containers import open_url
+from vehclass.azure_storage.get import get
+from vehclass.azure_storage.options import BlobOptions
+from vehclass.azure_storage.wire import Answer, BrokenOff
+
+KEY = base64.b64encode(b"k" * 64).decode()
+BODY = b"jpeg" * 30_000
+Talk = Callable[[socket.socket, list[str]], None]  # what a server says on a connection to a request's lines
+
+
+class Server:
+    """A server that says what a test has it say, request by request; `asked` has the lines of each."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.asked: list[list[str]] = []
+        self.connections = 0
+
+    @contextmanager
+    def running(self) -> Iterator["Server"]:
+        threading.Thread(target=self._accept, daemon=True).start()
+        yield self
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as reader:
+            try:
+                while lines := [line.decode().strip() for line in iter(reader.readline, b"\r\n") if line]:
+                    self.asked.append(lines)
+                    self._talk(connection, lines)
+            except OSError:  # the client has had enough
+                return
+
+
+def whole(connection: socket.socket, lines: list[str]) -> None:
+    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "1"\r\n\r\n%s' % (len(BODY), BODY))
+
+
+def ask(url: str, most: int = 10**6) -> Answer:
+    return get(open_url(BlobOptions(account_key=KEY, allow_http=True), url).line, "a/b.jpg", {}, {}, most)
+
+
+def test_an_answer_comes_whole_and_its_connection_serves_the_next() -> None:
+    with Server(whole).running() as server:
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        for _ in range(3):
+            answer = get(line, "a/b.jpg", {}, {"If-Match": '"1"'}, len(BODY))
+            assert answer.content == BODY
+            assert answer.headers["etag"] == '"1"'
+    assert server.connections == 1
+    first = server.asked[0]
+    assert first[0] == "GET /account/container/a/b.jpg HTTP/1.1"
+    assert any(line.startswith("Authorization: SharedKey account:") for line in first)
+    assert "Accept-Encoding: identity" in first
+
+
+def test_a_body_that_drips_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LEAST_SECONDS", 0.5)
+
+    def drip(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(1000):
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+    began = time.monotonic()
+    with Server(drip).running() as server, pytest.raises(BrokenOff, match="took"):
+        ask(f"http://127.0.0.1:{server.port}/account/container")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_no_more_is_read_than_was_expected(announced: bool) -> None:
+    def much(connection: socket.socket, lines: list[str]) -> None:
+        length = b"Content-Length: 4000000\r\n" if announced else b"Connection: close\r\n"
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + bytes(4_000_000))
+        connection.close()
+
+    with Server(much).running() as server, pytest.raises(BrokenOff, match="the most|more than"):
+        ask(f"http://127.0.0.1:{server.port}/account/container", 100_000)
+
+
+def test_a_body_that_ends_early_is_no_answer() -> None:
+    def short(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with Server(short).running() as server, pytest.raises(BrokenOff):
+        ask(f"http://127.0.0.1:{server.port}/account/container")
+
+
+def test_a_refusal_has_the_services_own_word() -> None:
+    body = b"<?xml version='1.0'?><Error><Code>BlobArchived</Code><Message>It is archived.</Message></Error>"
+
+    def refuse(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 409 Conflict\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with Server(refuse).running() as server, pytest.raises(HttpResponseError) as caught:
+        ask(f"http://127.0.0.1:{server.port}/account/container")
+    assert caught.value.status_code == 409
+    assert caught.value.error_code == "BlobArchived"  # type: ignore[attr-defined]
+
+
+def test_nobody_there_and_nobody_who_answers() -> None:
+    with pytest.raises(ServiceRequestError, match="Connection refused"):
+        ask(f"http://127.0.0.1:{free_port()}/account/container")
+    with Server(lambda connection, lines: connection.shutdown(socket.SHUT_RDWR)).running() as server:
+        with pytest.raises(ServiceResponseError, match="Connection aborted"):
+            ask(f"http://127.0.0.1:{server.port}/account/container")
+
+
+def test_the_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(whole).running() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "")
+        assert ask("http://storage/account/container").content == BODY
+    assert proxy.asked[0][0] == "GET http://storage/account/container/a/b.jpg HTTP/1.1"
+    basic = base64.b64encode(b"me:secret").decode()
+    assert any(line.lower() == f"proxy-authorization: basic {basic}".lower() for line in proxy.asked[0])
+
+
+def test_https_goes_through_a_tunnel_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    with Server(refuse).running() as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "")
+        with pytest.raises(ServiceRequestError, match="Tunnel connection failed"):
+            ask("https://account.blob.core.windows.net/container")
+    assert proxy.asked[0][0].startswith("CONNECT account.blob.core.windows.net:443 HTTP/1.")
+    assert not any("Authorization" in line for line in proxy.asked[0])

@@ -1,0 +1,128 @@
+"""Sends the SDK's GET requests over urllib3 and reads their answers whole, within bounds of bytes and of time.
+
+The SDK's own transport goes through requests, which looks up proxies and netrc, merges sessions and cuts bodies into
+pieces of 4 kB for each answer: three quarters of what a blob of 100 kB costs (docs/performance.md). Proxies and
+certificate bundles are those that requests finds in the environment, looked up once.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import requests
+import urllib3
+from azure.core.exceptions import IncompleteReadError, ServiceRequestError, ServiceResponseError
+from azure.core.pipeline.transport import HttpTransport
+from azure.core.rest import HttpRequest
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError, SSLError
+
+CONNECT_SECONDS: Final = 3
+READ_SECONDS: Final = 5  # without a single byte
+PIECE: Final = 2**20
+# How long a body may take in all: longer than any line that a night could be done over needs, and not for ever.
+LEAST_SECONDS: Final = 30.0
+LEAST_SPEED: Final = 20_000  # bytes a second, after that
+
+
+class BrokenOff(IncompleteReadError):
+    """An answer that began and did not come to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a service answered; the names are those that the SDK's policies and errors ask for."""
+
+    request: HttpRequest
+    status_code: int
+    reason: str
+    headers: Mapping[str, str]  # whatever the case of their names
+    content: bytes
+
+    def text(self) -> str:
+        """The body, as far as it is text."""
+        return self.content.decode("utf-8", "replace")
+
+
+class Wire(HttpTransport[HttpRequest, Answer]):
+    """Connections to one endpoint, for `connections` threads at a time."""
+
+    def __init__(self, endpoint: str, connections: int) -> None:
+        found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
+        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+        asked = requests.Request("GET", endpoint).prepare()
+        self._pool = adapter.get_connection_with_tls_context(asked, found["verify"], found["proxies"], found["cert"])
+        # A proxy for what is not encrypted is told the whole URL; any other way leads to the server itself.
+        self._whole_urls = self._pool.proxy is not None and self._pool.scheme == "http"
+
+    def open(self) -> None:
+        """Nothing: connections are made when they are needed."""
+
+    def close(self) -> None:
+        """Closes the connections that wait for more."""
+        self._pool.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(
+        self,
+        request: HttpRequest,
+        *,
+        most: int = PIECE,
+        connection_timeout: float = CONNECT_SECONDS,
+        read_timeout: float = READ_SECONDS,
+        **_: Any,
+    ) -> Answer:
+        """The answer to a request without a body, of `most` bytes at most; redirects are not followed.
+
+        Raises ServiceRequestError for a server that cannot be reached, ServiceResponseError for one that does not
+        answer, and BrokenOff for an answer that does not end, or not within bounds.
+        """
+        url = urllib3.util.parse_url(request.url)
+        try:
+            response = self._pool.urlopen(
+                request.method,
+                url.url if self._whole_urls else url.request_uri,
+                headers=dict(request.headers),
+                timeout=urllib3.Timeout(connection_timeout, read_timeout),
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except (NewConnectionError, ConnectTimeoutError, ProxyError, SSLError) as error:
+            raise ServiceRequestError(_said(error), error=error) from error
+        except HTTPError as error:
+            raise ServiceResponseError(_said(error), error=error) from error
+        try:
+            content = _body(response, most)
+        except (HTTPError, IncompleteReadError) as error:
+            response.close()
+            raise BrokenOff(f"The body broke off: {error}") from error
+        response.release_conn()
+        return Answer(request, response.status, response.reason or "", response.headers, content)
+
+
+def _said(error: HTTPError) -> str:
+    """What went wrong, with its kind, which says more than some messages."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
+    """A body, unless it is larger than it may be, or would be once it is unpacked, or takes too long."""
+    length = response.headers.get("Content-Length", "")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise IncompleteReadError("it is compressed, which nobody asked for")
+    if length.isdecimal() and int(length) > most:
+        raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
+    began, parts, count = time.monotonic(), list[bytes](), 0
+    while part := response.read1(PIECE):
+        parts.append(part)
+        count += len(part)
+        if count > most:
+            raise IncompleteReadError(f"more than {most} bytes arrived")
+        if time.monotonic() - began > LEAST_SECONDS + count / LEAST_SPEED:
+            raise IncompleteReadError(f"{count} bytes took {time.monotonic() - began:.0f} seconds")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
