@@ -132,28 +132,29 @@ class TestRepeated:
         assert len(bench.server.logins) == before + 1  # thrown away, not used on
         is_saved_once(bench)
 
-    def test_a_commit_whose_answer_is_lost_200_times(self, bench: Bench, ticket: RunTicket) -> None:
+    @pytest.mark.parametrize("times", [200, pytest.param(1_000, marks=pytest.mark.slow)])
+    def test_a_commit_whose_answer_is_lost(self, times: int, bench: Bench, ticket: RunTicket) -> None:
         chance = random.Random(20261120)
         lost = 0
         bench.store._db._wait = 1e6  # type: ignore[attr-defined]
 
         def before(name: str, request: Request) -> Reply | None:
             nonlocal lost
-            if name == "commit_transaction" and lost < 200 and chance.random() < 0.8:
+            if name == "commit_transaction" and lost < times and chance.random() < 0.8:
                 lost += 1
                 bench.engine.run(name, request)
                 return Reset()
             return None
 
         bench.engine.before = before
-        for number in range(100):
+        for number in range(times // 2):
             bench.store.save([classified(f"{number}"), failed(f"x{number}")], MODEL, ticket, max_attempts=3)
-        while lost < 200:
+        while lost < times:
             save(bench, ticket)
         bench.engine.before = lambda name, request: None
         assert {row["attempts"] for row in rows(bench.store, "failures")} == {1}
         predicted = [row["name"] for row in rows(bench.store, "predictions", task="view")]
-        assert len(predicted) == len(set(predicted)) >= 100
+        assert len(predicted) == len(set(predicted)) >= times // 2
 
     @pytest.mark.parametrize("number", [2627, 2601, 3960])
     def test_another_writer_was_first(self, bench: Bench, ticket: RunTicket, number: int) -> None:

@@ -117,24 +117,26 @@ class TestRepeated:
         everything_is_there_once(store, 120)
         assert store.cost()["throttled"] > 30
 
-    def test_a_reply_that_is_dropped_after_the_commit_200_times(
-        self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket
+    @pytest.mark.parametrize("times", [200, pytest.param(1_000, marks=pytest.mark.slow)])
+    def test_a_reply_that_is_dropped_after_the_commit(
+        self, times: int, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket
     ) -> None:
         dropped: list[str] = []
 
         def rule(method: str, path: str) -> Fault | None:
-            if is_write(method, path) and len(dropped) < 200 and len(proxy.requests) % 3:
+            if is_write(method, path) and len(dropped) < times and len(proxy.requests) % 3:
                 dropped.append(path)
                 return Fault(drop_reply=True)
             return None
 
         proxy.rule = rule
-        batch = [*(classified(f"{n}") for n in range(150)), *(failed(f"x{n}") for n in range(150))]
+        half = times * 3 // 4
+        batch = [*(classified(f"{n}") for n in range(half)), *(failed(f"x{n}") for n in range(half))]
         store.save(batch, MODEL, ticket, max_attempts=3)
-        assert len(dropped) == 200
+        assert len(dropped) == times
         proxy.rule = lambda method, path: None
-        everything_is_there_once(store, 150)
-        assert [row["attempts"] for row in rows(store, "failures")] == [1] * 150
+        everything_is_there_once(store, half)
+        assert [row["attempts"] for row in rows(store, "failures")] == [1] * half
 
     def test_the_service_says_how_long_to_wait(self, proxy: FaultProxy, store: CosmosStore, ticket: RunTicket) -> None:
         once = iter([Fault(status=429, headers={"x-ms-retry-after-ms": "700"})])

@@ -3,7 +3,8 @@
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from vehclass.batch import runs
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
 from vehclass.imaging import Pixels
-from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, ResultFilter, Task, image_id
+from vehclass.records import ImageFacts, ImageRef, ModelInfo, Outcome, Prediction, ResultFilter, Task, image_id
 from vehclass.stores import Store, open_store
 
 INFO = ModelInfo("stand-in", "v1", (Task("parity", ("even", "odd")),), (2, 2), "2026-01-01")
@@ -190,3 +191,42 @@ def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: Store) -> Non
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos of 100 kB come by the ten thousand a second, and the store takes 4 ms for each result."""
+
+    class Large(Names):
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            for page in super().pages(prefix):
+                yield [replace(ref, size=100_000) for ref in page]
+
+        def read(self, ref: ImageRef) -> bytes:
+            return super().read(ref).ljust(100_000)
+
+    ahead, peaks = [], []
+    save = store.save
+
+    for start, count in ((0, 400), (1, 1200)):
+        source = Large(count)
+        source.url = f"made-up://{start}"
+        saved = 0
+
+        def slowly(outcomes: Sequence[Outcome], *rest: Any, source: Large = source, **more: Any) -> None:
+            nonlocal saved
+            ahead.append(len(source.reads) - saved)
+            time.sleep(0.004 * len(outcomes))
+            ahead.append(len(source.reads) - saved)
+            save(outcomes, *rest, **more)
+            saved += len(outcomes)
+
+        monkeypatch.setattr(store, "save", slowly)
+        tracemalloc.start()
+        assert tell(source, store).counts.classified == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(ahead) < 700, "more images are under way than a few batches and what waits to be saved"
+    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < 20e6

@@ -219,6 +219,14 @@ class TestBlob:
         assert ref.name == name
         assert source.read(ref) == b"x"
 
+    def test_a_blob_that_somebody_leases_after_the_listing_is_read(self, azurite: Azurite) -> None:
+        client = azurite.container("leased")
+        client.upload_blob("car.jpg", b"pixels")
+        source = open_source("leased", BlobOptions(connection_string=azurite.connection_string))
+        [page] = source.pages()
+        client.get_blob_client("car.jpg").acquire_lease(lease_duration=15)
+        assert source.read(page[0]) == b"pixels"
+
     def test_ways_to_name_a_container(self, azurite: Azurite) -> None:
         azurite.container("named").upload_blob("a/car.jpg", b"x")
         base = f"http://127.0.0.1:{azurite.port}/{azurite.ACCOUNT}/named"
