@@ -2,20 +2,39 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 STAGES: Final = ("list", "ask", "read", "decode", "forward", "save")
+MOSTLY: Final = 0.5  # of the time
+ALWAYS: Final = 0.9
 
 
 @dataclass(slots=True)
 class Spent:
-    """What a stage took: seconds of the threads that were at it, and how often."""
+    """What a stage took: seconds of all threads that were at it, how often, and seconds with at least one at it."""
 
     seconds: float = 0.0
     times: int = 0
+    busy: float = 0.0
+    _at_it: int = 0
+    _since: float = 0.0
+
+    def enter(self, moment: float) -> None:
+        """A thread begins."""
+        if not self._at_it:
+            self._since = moment
+        self._at_it += 1
+
+    def leave(self, moment: float, seconds: float) -> None:
+        """A thread is through, after so many seconds."""
+        self.seconds += seconds
+        self.times += 1
+        self._at_it -= 1
+        if not self._at_it:
+            self.busy += moment - self._since
 
 
 class Profile:
@@ -31,14 +50,15 @@ class Profile:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds what the block takes to a stage."""
-        began = time.perf_counter()
+        spent, began = self.stages[name], time.perf_counter()
+        with self._lock:
+            spent.enter(began)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
+            ended = time.perf_counter()
             with self._lock:
-                self.stages[name].seconds += seconds
-                self.stages[name].times += 1
+                spent.leave(ended, ended - began)
 
     def summary(self) -> dict[str, Any]:
         """All of it, for JSON: seconds, how busy the cores were, and what the lanes did, as shares of 1.
@@ -50,6 +70,7 @@ class Profile:
         decode, forward = (self.stages[stage].seconds / whole for stage in ("decode", "forward"))
         return {
             "seconds": round(seconds, 3),
+            "cores": self._cores,
             "cores_busy": round((time.process_time() - self._cpu_began) / (seconds * self._cores), 3),
             "lanes": {
                 "decode": round(decode, 3),
@@ -57,6 +78,20 @@ class Profile:
                 "waiting": round(max(0.0, 1 - decode - forward), 3),
             },
             "stages": {
-                name: {"seconds": round(spent.seconds, 3), "times": spent.times} for name, spent in self.stages.items()
+                name: {"seconds": round(spent.seconds, 3), "times": spent.times, "busy": round(spent.busy / seconds, 3)}
+                for name, spent in self.stages.items()
             },
         }
+
+
+def bound_by(profile: Mapping[str, Any], on_gpu: bool) -> str:
+    """What a run waited for in the end, by its summary: store, source, gpu, decode, or cores.
+
+    On a CPU decoding and the network share the cores; with a GPU the slower of the two decides.
+    """
+    lanes, stages = profile["lanes"], profile["stages"]
+    if lanes["waiting"] > MOSTLY:
+        return "store" if stages["save"]["busy"] > MOSTLY else "source"
+    if not on_gpu:
+        return "cores"
+    return "gpu" if stages["forward"]["busy"] > ALWAYS else "decode"

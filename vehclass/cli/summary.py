@@ -78,11 +78,7 @@ def show_summary(
     where = wired.runtimes[0].device
     show.say(f"{show.duration(seconds)} from start to end, {done / seconds:,.0f} images/s, on {where}.")
     if done >= WORTH_A_PROFILE:
-        lanes = {name: show.percent(share) for name, share in profile["lanes"].items()}
-        show.say(
-            f"Cores {show.percent(profile['cores_busy'])} busy; of the lanes' time {lanes['decode']} went into decoding, "
-            f"{lanes['forward']} into the network, {lanes['waiting']} into waiting for photos or the store."
-        )
+        show.say(_what_it_waited_for(profile, where.startswith("GPU")))
     cost = wired.store.cost()
     if cost:
         show.say(
@@ -91,6 +87,27 @@ def show_summary(
         )
     for one in documents:
         show.say(f"Run {one['run_id']} of {one['model']} on {source}, saved to {wired.store.url}.")
+
+
+def _what_it_waited_for(profile: dict[str, Any], on_gpu: bool) -> str:
+    from vehclass.batch.profile import bound_by
+
+    lanes = {name: show.percent(share) for name, share in profile["lanes"].items()}
+    why = {
+        "store": "Bound by the store: it was saving ",
+        "source": "Bound by the source: reading was under way ",
+        "gpu": "Bound by the GPU: ",
+        "decode": "Decode-bound: ",
+        "cores": "",
+    }[found := bound_by(profile, on_gpu)]
+    if found in ("store", "source"):
+        stage = "save" if found == "store" else "read"
+        why += f"{show.percent(profile['stages'][stage]['busy'])} of the time; "
+    gpu = f", the GPU at work {show.percent(profile['stages']['forward']['busy'])} of the time" if on_gpu else ""
+    return (
+        f"{why}{profile['cores']} cores {show.percent(profile['cores_busy'])} busy{gpu}; of the lanes' time {lanes['decode']} "
+        f"went into decoding, {lanes['forward']} into the network, {lanes['waiting']} into waiting."
+    )
 
 
 def _results_of(store: "Store", document: dict[str, Any], top_k: int) -> None:

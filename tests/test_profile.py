@@ -1,0 +1,44 @@
+"""Where a run's time went, and what it was bound by."""
+
+import threading
+import time
+
+import pytest
+
+from vehclass.batch.profile import Profile, bound_by
+
+
+def test_a_stage_counts_the_seconds_of_all_threads_and_those_with_one_at_it() -> None:
+    profile = Profile(lanes=2, cores=2)
+
+    def work(wait: float) -> None:
+        time.sleep(wait)
+        with profile.stage("forward"):
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=work, args=(wait,)) for wait in (0.0, 0.1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spent = profile.stages["forward"]
+    assert spent.times == 2
+    assert spent.seconds == pytest.approx(0.4, abs=0.05)
+    assert spent.busy == pytest.approx(0.3, abs=0.05)
+    time.sleep(0.3)
+    assert profile.summary()["stages"]["forward"]["busy"] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "saving", "computing", "on_gpu", "found"),
+    [
+        (0.05, 0.3, 0.41, True, "decode"),
+        (0.05, 0.3, 0.97, True, "gpu"),
+        (0.05, 0.3, 0.97, False, "cores"),
+        (0.8, 0.99, 0.2, False, "store"),
+        (0.8, 0.1, 0.2, True, "source"),
+    ],
+)
+def test_what_a_run_was_bound_by(waiting: float, saving: float, computing: float, on_gpu: bool, found: str) -> None:
+    stages = {"save": {"busy": saving}, "forward": {"busy": computing}}
+    assert bound_by({"lanes": {"waiting": waiting}, "stages": stages}, on_gpu) == found
