@@ -6,8 +6,8 @@ from pathlib import Path
 LABELS = 25
 
 
-def make_model(backbone: str, side: int, out: Path) -> Path:
-    """A model folder at `out`, as training would leave it, without the training."""
+def make_model(backbone: str, side: int, out: Path, seed: int = 0) -> Path:
+    """A model folder at `out`, as training would leave it, without the training; weights from a seed."""
     import keras
     import numpy as np
 
@@ -18,7 +18,7 @@ def make_model(backbone: str, side: int, out: Path) -> Path:
     from vehclass.training.int8 import make_int8
     from vehclass.training.novelty import whitening
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     tasks = (Task("make_model", tuple(f"label-{number:02}" for number in range(LABELS))),)
     network = build(backbone, (side, side), tasks)
     means = np.random.default_rng(0).normal(size=(1000, stage_means(network).output.shape[1])).astype(np.float32)
