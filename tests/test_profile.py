@@ -40,5 +40,10 @@ def test_a_stage_counts_the_seconds_of_all_threads_and_those_with_one_at_it() ->
     ],
 )
 def test_what_a_run_was_bound_by(waiting: float, saving: float, computing: float, on_gpu: bool, found: str) -> None:
-    stages = {"save": {"busy": saving}, "forward": {"busy": computing}}
+    stages = {"save": {"busy": saving}, "ask": {"busy": 0.1}, "forward": {"busy": computing}}
     assert bound_by({"lanes": {"waiting": waiting}, "stages": stages}, on_gpu) == found
+
+
+def test_a_store_that_is_slow_to_answer_is_to_blame_too() -> None:
+    stages = {"save": {"busy": 0.1}, "ask": {"busy": 0.9}, "forward": {"busy": 0.2}}
+    assert bound_by({"lanes": {"waiting": 0.9}, "stages": stages}, False) == "store"

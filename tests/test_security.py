@@ -96,6 +96,75 @@ def test_a_layer_that_reads_or_runs_is_refused_though_the_digests_fit(
         runtime.KerasRuntime(folder, 8)
 
 
+def claiming(kind: str, **more: Any) -> Callable[[dict[str, bytes]], None]:
+    """The first layer of a kind with other numbers: in its configuration, or in the shape that it is built for."""
+
+    def change(parts: dict[str, bytes]) -> None:
+        config = json.loads(parts["config.json"])
+        layer = next(one for one in config["config"]["layers"] if one["class_name"] == kind)
+        if "channels" in more:
+            layer["build_config"]["input_shape"][-1] = more["channels"]
+        layer["config"] |= {name: number for name, number in more.items() if name != "channels"}
+        parts["config.json"] = json.dumps(config).encode()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "why"),
+    [
+        ("Dense", {"units": 2 * 10**9}, "more weights than it has"),
+        ("Dense", {"channels": 10**12}, "more weights than it has"),
+        ("Conv2D", {"filters": 10**7}, "more weights than it has"),
+        ("Conv2D", {"kernel_size": [10**4, 10**4]}, "more weights than it has"),
+        ("BatchNormalization", {"channels": 10**11}, "more weights than it has"),
+        ("BatchNormalization", {"axis": [1, 2, 3], "channels": 10**5}, "more weights than it has"),
+        ("Conv2D", {"data_format": "channels_first"}, "does not say how large it is"),
+        ("Dense", {"lora_rank": 10**9}, "does not say how large it is"),
+        ("Dense", {"units": -5}, "does not say how large it is"),
+        ("Dense", {"units": "many"}, "does not say how large it is"),
+        ("Conv2D", {"kernel_size": 3}, "does not say how large it is"),
+    ],
+)
+def test_layers_that_claim_more_than_the_file_has_never_reach_keras(
+    kind: str, numbers: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_model(crafted(tmp_path / "m", claiming(kind, **numbers)))
+    monkeypatch.setattr(runtime, "load_keras", lambda: pytest.fail("the loader was reached"))
+    with pytest.raises(ModelRefused, match=why):
+        runtime.KerasRuntime(folder, 8)
+
+
+def test_an_archive_that_lies_of_its_parts_makes_no_room(tmp_path: Path) -> None:
+    """A directory that says that the weights have a hundred terabytes."""
+    folder = crafted(tmp_path / "m", claiming("Dense", units=2 * 10**9))
+    packed = (folder / "model.keras").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        said = struct.pack("<II", *[archive.getinfo("model.weights.h5").file_size] * 2)
+    at = packed.rindex(said)
+    assert at > len(packed) - 1000, "the directory is at the end"
+    (folder / "model.keras").write_bytes(packed[: at + 4] + struct.pack("<I", 2**32 - 2) + packed[at + 8 :])
+    with pytest.raises(ModelRefused, match="more weights than it has"):
+        check_keras_file(folder / "model.keras")
+
+
+def test_padding_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    padding = {"padding": [[0, 10**6], [0, 10**6]]}
+    layer = {"module": "keras.layers", "class_name": "ZeroPadding2D", "config": padding, "registered_name": None}
+    folder = open_model(crafted(tmp_path / "m", with_layer(layer)))
+    monkeypatch.setattr(runtime, "load_keras", lambda: pytest.fail("the loader was reached"))
+    with pytest.raises(ModelRefused, match="padding"):
+        runtime.KerasRuntime(folder, 8)
+
+
+def test_an_input_of_gigapixels_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLE, tmp_path / "m"))
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {"input_size": [10**5, 10**5]}))
+    with pytest.raises(ModelRefused, match="100000 x 100000"):
+        open_model(signed(folder))
+
+
 @pytest.mark.parametrize("name", ["model.keras", "openvino.xml", "openvino.bin"])
 def test_hdf5_is_refused_though_the_digest_fits(name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SAMPLE, tmp_path / "m"))

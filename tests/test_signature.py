@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.conftest import VEHCLASS, Answer, Azurite, clean_environment
 
@@ -54,6 +54,20 @@ def test_a_signed_model_is_opened(signed: Path, keys: tuple[Path, Path], vehclas
     assert opened(vehclass, signed, keys[1]).code == 0, "a document is nobody's answer"
 
 
+def test_a_link_to_it_and_a_registry_around_it_change_nothing(
+    signed: Path, keys: tuple[Path, Path], vehclass: Vehclass
+) -> None:
+    """`train --out models/NAME`, sign, promote: production.json and the copy lie beside the files then."""
+    (signed / "production.json").write_text("{}")
+    (signed / ".production.json.lock").touch()
+    shutil.copytree(SAMPLE, signed / "309bb70cce32")
+    link = signed.with_name("current")
+    link.symlink_to(signed)
+    assert opened(vehclass, link, keys[1]).code == 0
+    assert vehclass("model", "sign", link, "--key", keys[0]).code == 0
+    assert opened(vehclass, signed, keys[1]).code == 0
+
+
 def test_the_standards_own_program_agrees(signed: Path, keys: tuple[Path, Path]) -> None:
     words = ["-m", "model_signing", "verify", "key", str(signed), "--signature", str(signed / "model.sig")]
     done = subprocess.run(
@@ -80,13 +94,7 @@ def test_what_was_changed_and_given_fitting_digests_is_refused(
     signed: Path, keys: tuple[Path, Path], vehclass: Vehclass
 ) -> None:
     """A higher threshold in model.json would let answers pass unseen; with a new version all digests fit."""
-    code = (
-        "import json, sys\nfrom pathlib import Path\nfrom vehclass.model import folder\n"
-        "file = Path(sys.argv[1]) / 'model.json'\nfacts = json.loads(file.read_text())\n"
-        "facts['tasks'][0]['threshold'] = 0.0\nfacts['version'] = folder._version(facts)\n"
-        "file.write_text(json.dumps(facts))\nfolder.open_model(file.parent)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(signed)], check=True, env=clean_environment())
+    with_other_threshold(signed)
     answer = opened(vehclass, signed, keys[1])
     assert answer.code == 2
     assert "model.json" in answer.err
@@ -118,17 +126,49 @@ def test_a_made_up_signature_is_refused(
         ["model", "export", "MODEL", "--format", "saved_model"],
         ["train", "photos", "--out", "new", "--weights", "MODEL"],
         ["train", "photos", "--out", "new", "--weights", "MODEL", "--backbone", "small"],
+        ["train", "photos", "--out", "new", "--weights", "some.weights.h5"],
         ["model", "push", "MODEL", "--registry", "models"],
+        ["model", "promote", "sample@VERSION", "--registry", "models"],
+        ["model", "rollback", "sample", "--registry", "models"],
     ],
 )
 def test_nothing_is_done_with_an_unsigned_model(
     words: list[str], keys: tuple[Path, Path], drawn: Path, tmp_path: Path, vehclass: Vehclass
 ) -> None:
     (tmp_path / "photos").symlink_to(drawn)
-    filled = [str(SAMPLE) if word == "MODEL" else word for word in words]
+    (tmp_path / "some.weights.h5").write_bytes(b"weights")
+    if "--registry" in words:
+        put_into_production_twice(tmp_path / "models", vehclass)
+    filled = [{"MODEL": str(SAMPLE), "sample@VERSION": VERSION}.get(word, word) for word in words]
     answer = vehclass(*filled, VEHCLASS_MODEL_KEY=str(keys[1]))
     assert answer.code == 2
-    assert "it is not signed" in answer.err
+    assert "signed" in answer.err
+
+
+VERSION = f"sample@{json.loads((SAMPLE / 'model.json').read_text())['version']}"
+
+
+def put_into_production_twice(registry: Path, vehclass: Vehclass) -> None:
+    """The sample, and then another version of it, so that there is one to go back to."""
+    other = registry.with_name("other")
+    shutil.copytree(SAMPLE, other)
+    with_other_threshold(other)
+    for folder in (SAMPLE, other):
+        assert vehclass("model", "push", folder, "--registry", registry).code == 0
+        version = json.loads((folder / "model.json").read_text())["version"]
+        done = vehclass("model", "promote", f"sample@{version}", "--registry", registry, "--force")
+        assert done.code == 0, done.err
+
+
+def with_other_threshold(folder: Path) -> None:
+    """A model whose digests fit, though it is another."""
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom vehclass.model import folder\n"
+        "file = Path(sys.argv[1]) / 'model.json'\nfacts = json.loads(file.read_text())\n"
+        "facts['tasks'][0]['threshold'] = 0.0\nfacts['version'] = folder._version(facts)\n"
+        "file.write_text(json.dumps(facts))\nfolder.open_model(file.parent)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=clean_environment())
 
 
 def test_a_signature_goes_through_the_registry(
@@ -151,7 +191,11 @@ def test_a_signature_goes_through_the_registry(
 
 
 def test_keys_that_are_none(signed: Path, tmp_path: Path, keys: tuple[Path, Path], vehclass: Vehclass) -> None:
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    (tmp_path / "rsa.pub").write_bytes(rsa_key.public_key().public_bytes(serialization.Encoding.PEM, form))
     for words, env in (
+        (["model", "show", signed], {"VEHCLASS_MODEL_KEY": str(tmp_path / "rsa.pub")}),
         (["model", "sign", signed, "--key", keys[1]], {}),
         (["model", "sign", signed, "--key", tmp_path / "no.pem"], {}),
         (["model", "show", signed], {"VEHCLASS_MODEL_KEY": str(tmp_path / "no.pub")}),

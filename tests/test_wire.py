@@ -1,21 +1,26 @@
 """GET over the wire: answers whole or none, within bounds of bytes and time, through the proxy that the environment names."""
 
 import base64
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import certifi
 import pytest
+from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
 from tests.conftest import free_port
-from vehclass.azure_storage import wire
+from vehclass.azure_storage import containers, wire
 from vehclass.azure_storage.containers import open_url
 from vehclass.azure_storage.get import get
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.azure_storage.wire import Answer, BrokenOff
+from vehclass.errors import UsageError
 
 KEY = base64.b64encode(b"k" * 64).decode()
 BODY = b"jpeg" * 30_000
@@ -142,6 +147,64 @@ def test_the_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) 
     assert proxy.asked[0][0] == "GET http://storage/account/container/a/b.jpg HTTP/1.1"
     basic = base64.b64encode(b"me:secret").decode()
     assert any(line.lower() == f"proxy-authorization: basic {basic}".lower() for line in proxy.asked[0])
+
+
+class Token:
+    """Signs in to Entra ID without it."""
+
+    def get_token(self, *scopes: str, **more: object) -> AccessToken:
+        return AccessToken("a token", int(time.time()) + 3600)
+
+
+def test_signing_in_by_entra_id_serves_the_sdk_and_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token's policy knows the one after it; each of the two ways has its own."""
+    monkeypatch.setattr(containers, "_entra", Token)
+    container = open_url(BlobOptions(), "https://account.blob.core.windows.net/container")
+
+    def ends_of_both() -> list[str]:
+        kinds = []
+        for pipeline in (container.client._pipeline, container.line.pipeline):
+            step = pipeline._impl_policies[0]
+            while hasattr(step, "next"):
+                step = step.next
+            kinds.append(type(step._sender).__name__)
+        return kinds
+
+    assert ends_of_both() == ["RequestsTransport", "Wire"]
+    container.client.get_blob_client("car.jpg")
+    assert ends_of_both()[1] == "Wire"
+    sent: list[str] = []
+    monkeypatch.setattr(
+        wire.Wire,
+        "send",
+        lambda self, request, **more: (
+            sent.append(request.headers["Authorization"]) or Answer(request, 200, "", {}, b"x")
+        ),
+    )
+    assert get(container.line, "car.jpg", {}, {}, 10).content == b"x"
+    assert sent == ["Bearer a token"]
+
+
+def test_the_bundle_of_certificates_is_the_one_of_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    url = "https://account.blob.core.windows.net/container"
+    options = BlobOptions(account_key=KEY)
+    assert open_url(options, url).line.pipeline._transport._pool.ca_certs == certifi.where()
+    own = shutil.copy(certifi.where(), tmp_path / "own.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own))
+    assert open_url(options, url).line.pipeline._transport._pool.ca_certs == str(own)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
+    with pytest.raises(UsageError, match="the environment asks for"):
+        open_url(options, url)
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:1", "http://"])
+def test_a_proxy_that_cannot_be_used_is_told_before_any_work(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(UsageError, match="the environment asks for"):
+        open_url(BlobOptions(account_key=KEY), "https://account.blob.core.windows.net/container")
 
 
 def test_https_goes_through_a_tunnel_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import requests
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, ClientAuthenticationError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerClient
+from urllib3.exceptions import HTTPError
 
 from vehclass.azure_storage.get import Line
 from vehclass.azure_storage.options import BlobOptions
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 # The SDK logs requests and half-finished downloads; what matters of them is in our rows and errors.
 logging.getLogger("azure").setLevel(logging.CRITICAL)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of connections that many threads leave over
 
 CONTAINER_NAME: Final = re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*")
 ACCOUNT_NAME: Final = re.compile(r"[a-z0-9]{3,24}")
@@ -112,7 +115,11 @@ def open_url(options: BlobOptions, url: str) -> Container:
 
 def _opened(options: BlobOptions, endpoint: str, container: str, credential: Any, prefix: str) -> Container:
     client = _client(options, endpoint, container, credential)
-    return Container(client, prefix, Line.of(client, options.concurrency + 4))
+    try:
+        return Container(client, prefix, Line.of(client, options.concurrency + 4))
+    except (requests.RequestException, HTTPError, OSError) as error:
+        reason = f"{endpoint} cannot be reached in the way that the environment asks for: {first_line(error)}."
+        raise UsageError(reason=reason) from error
 
 
 def _client(options: BlobOptions, endpoint: str, container: str, credential: Any) -> ContainerClient:

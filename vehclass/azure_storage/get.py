@@ -4,6 +4,7 @@ Those cost more than the rest (docs/performance.md), and a million names or phot
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -44,7 +45,8 @@ class Line:
     def of(cls, client: ContainerClient, connections: int) -> "Line":
         """The line to a client's container, with the client's way of signing, for so many threads at a time."""
         url, _, sas = client.url.partition("?")
-        signing = client._credential_policy
+        # A policy knows the one after it: the SDK's own goes on to the SDK's transport, and its copy to ours.
+        signing = copy(client._credential_policy)
         return cls(url, sas, client.api_version, Pipeline(Wire(url, connections), [signing] if signing else []))
 
 

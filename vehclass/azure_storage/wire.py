@@ -21,8 +21,8 @@ CONNECT_SECONDS: Final = 3
 READ_SECONDS: Final = 5  # without a single byte
 PIECE: Final = 2**20
 # How long a body may take in all: longer than any line that a night could be done over needs, and not for ever.
-LEAST_SECONDS: Final = 30.0
-LEAST_SPEED: Final = 20_000  # bytes a second, after that
+LEAST_SECONDS: Final = 60.0
+LEAST_SPEED: Final = 2_000  # bytes a second, after that
 
 
 class BrokenOff(IncompleteReadError):
@@ -45,13 +45,17 @@ class Answer:
 
 
 class Wire(HttpTransport[HttpRequest, Answer]):
-    """Connections to one endpoint, for `connections` threads at a time."""
+    """Connections to one endpoint, for `connections` threads at a time.
+
+    Raises what requests and urllib3 raise for a proxy or a bundle of the environment that cannot be used.
+    """
 
     def __init__(self, endpoint: str, connections: int) -> None:
         found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
         adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
         asked = requests.Request("GET", endpoint).prepare()
         self._pool = adapter.get_connection_with_tls_context(asked, found["verify"], found["proxies"], found["cert"])
+        adapter.cert_verify(self._pool, endpoint, found["verify"], found["cert"])
         # A proxy for what is not encrypted is told the whole URL; any other way leads to the server itself.
         self._whole_urls = self._pool.proxy is not None and self._pool.scheme == "http"
 

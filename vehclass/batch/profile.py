@@ -91,7 +91,7 @@ def bound_by(profile: Mapping[str, Any], on_gpu: bool) -> str:
     """
     lanes, stages = profile["lanes"], profile["stages"]
     if lanes["waiting"] > MOSTLY:
-        return "store" if stages["save"]["busy"] > MOSTLY else "source"
+        return "store" if max(stages[one]["busy"] for one in ("save", "ask")) > MOSTLY else "source"
     if not on_gpu:
         return "cores"
     return "gpu" if stages["forward"]["busy"] > ALWAYS else "decode"

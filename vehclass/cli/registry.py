@@ -195,7 +195,9 @@ def promote(
     version = find(there, reference)
     with show.status(quiet=as_json, lines=True) as tell:
         # Whole and unchanged, or tonight's run would find out.
-        folder = open_from(there, Reference(reference.name, version), options.model_cache(settings), tell)
+        folder = open_from(
+            there, Reference(reference.name, version), options.model_cache(settings), tell, options.model_key(settings)
+        )
         if FACTS_FILE not in there.contents(reference.name, version):
             # A folder as `train` wrote it: a copy is promoted, which no later training can touch.
             put(folder, there, tell)
@@ -226,7 +228,7 @@ def rollback(
         )
     present, version = before_the_present(there, name)
     with show.status(quiet=as_json, lines=True) as tell:
-        open_from(there, Reference(name, version), options.model_cache(settings), tell)
+        open_from(there, Reference(name, version), options.model_cache(settings), tell, options.model_key(settings))
         change = roll_back(there, name, present, Wish(_who(), why))
     _tell(change, there, as_json=as_json)
 

@@ -94,15 +94,16 @@ def _what_it_waited_for(profile: dict[str, Any], on_gpu: bool) -> str:
 
     lanes = {name: show.percent(share) for name, share in profile["lanes"].items()}
     why = {
-        "store": "Bound by the store: it was saving ",
-        "source": "Bound by the source: reading was under way ",
+        "store": "Bound by the store: ",
+        "source": "Bound by the source: ",
         "gpu": "Bound by the GPU: ",
         "decode": "Decode-bound: ",
         "cores": "",
     }[found := bound_by(profile, on_gpu)]
     if found in ("store", "source"):
-        stage = "save" if found == "store" else "read"
-        why += f"{show.percent(profile['stages'][stage]['busy'])} of the time; "
+        stages = {"save": "saving", "ask": "asking"} if found == "store" else {"list": "listing", "read": "reading"}
+        times = (f"{doing} {show.percent(profile['stages'][one]['busy'])}" for one, doing in stages.items())
+        why += f"{' and '.join(times)} of the time; "
     gpu = f", the GPU at work {show.percent(profile['stages']['forward']['busy'])} of the time" if on_gpu else ""
     return (
         f"{why}{profile['cores']} cores {show.percent(profile['cores_busy'])} busy{gpu}; of the lanes' time {lanes['decode']} "

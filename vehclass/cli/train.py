@@ -203,7 +203,8 @@ def train(
         raise UsageError(
             reason=f"{there} cannot be written, so no model can be made at {out}. Name another place with --out."
         )
-    theirs = _backbone_of(weights, options.model_key(options.given()))
+    key = options.model_key(options.given())
+    theirs = _backbone_of(weights, key)
     backbone = backbone or theirs or ("medium" if preset == "best" and not time_limit else "small")
     for what, given, allowed in (
         ("backbone", backbone, BACKBONES),
@@ -224,6 +225,7 @@ def train(
         preset=preset,
         backbone=backbone,
         weights=weights,
+        model_key=key,
         input_side=input_size,
         epochs=epochs,
         time_limit=options.seconds(time_limit, "--time-limit"),
@@ -290,6 +292,10 @@ def _backbone_of(weights: str | None, key: Path | None) -> str | None:
     if weights is not None and not Path(weights).is_file():
         raise UsageError(
             reason=f"The weights {weights} cannot be used: there is no such file or model folder. Name one, or imagenet."
+        )
+    if weights is not None and key is not None:
+        raise UsageError(
+            reason=f"The weights {weights} are a file that nobody has signed, and VEHCLASS_MODEL_KEY asks for a signature by {key}."
         )
     return None
 

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,15 @@ INT8_FILE: Final = "openvino_int8.xml"
 DOCUMENTS: Final = frozenset({"card.md", "report.html", "history.csv", "history.json"})
 MAX_FACTS_BYTES: Final = 16 * 2**20
 MAX_CONFIG_BYTES: Final = 64 * 2**20
+BYTES_OF_A_WEIGHT: Final = 4  # Keras keeps them in 32 bits
+WEIGHTED_LAYERS: Final = frozenset(
+    {
+        *("Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D"),
+        *("BatchNormalization", "LayerNormalization", "Normalization", "LayerScale"),
+    }
+)
+MOST_PADDING: Final = 1024
+LARGEST_SIDE: Final = 4096  # of an input, in pixels
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 
 # Every layer that our backbones are made of. A Keras file with anything else (a Lambda, a layer that
@@ -78,7 +88,7 @@ def open_model(path: Path, key: Path | None = None) -> ModelFolder:
             name=str(facts["name"]),
             version=str(facts["version"]),
             tasks=tuple(_as_task(task) for task in facts["tasks"]),
-            input_size=(int(facts["input_size"][0]), int(facts["input_size"][1])),
+            input_size=_as_size(facts["input_size"]),
             created_at=str(facts["created_at"]),
             novelty_limit=float(facts["novelty"]["limit"]) if facts.get("novelty") else None,
             facts=facts,
@@ -176,6 +186,8 @@ def check_keras_file(path: Path) -> None:
             if members["config.json"] > MAX_CONFIG_BYTES:
                 raise ModelRefused(path=path, reason="its configuration is too large")
             config = json.loads(archive.read("config.json"))
+            # What the archive says of its parts is a claim, too.
+            room = min(members["model.weights.h5"], path.stat().st_size) // BYTES_OF_A_WEIGHT
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise ModelRefused(path=path, reason=f"it is not a Keras 3 file ({error})") from error
     for part in _objects(config):
@@ -190,6 +202,52 @@ def check_keras_file(path: Path) -> None:
             )
         if not allowed or part.get("registered_name") not in (None, name):
             raise ModelRefused(path=path, reason=f"it has a part of a kind that is not allowed ({module}.{name})")
+        # Keras sets memory aside for what the configuration claims, before it looks into the weights.
+        try:
+            room -= _weights_of(part)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelRefused(path=path, reason=f"a {name} does not say how large it is ({error})") from error
+        if room < 0:
+            raise ModelRefused(path=path, reason="its layers claim more weights than it has")
+
+
+def _weights_of(part: Mapping[str, Any]) -> int:
+    """How many weights a layer claims, but for biases; and that its padding is a border and not a desert."""
+    config = part["config"]
+    if part["class_name"] == "ZeroPadding2D" and any(not 0 <= one <= MOST_PADDING for one in _flat(config["padding"])):
+        raise ValueError(f"padding {config['padding']}")
+    if part["class_name"] not in WEIGHTED_LAYERS:
+        return 0
+    if part["class_name"] == "LayerScale":
+        return _count(config["projection_dim"])
+    shape = part["build_config"]["input_shape"]
+    channels = _count(shape[-1])
+    # What would be counted wrong, and nothing here was ever made with.
+    if config.get("lora_rank") or config.get("data_format", "channels_last") != "channels_last":
+        raise ValueError("channels first, or a rank of its own")
+    if part["class_name"].endswith("Normalization"):
+        return prod(_count(shape[axis]) for axis in _flat(config["axis"]))
+    if part["class_name"] == "Dense":
+        return channels * _count(config["units"])
+    window = prod(_count(one) for one in config["kernel_size"])
+    if part["class_name"] == "Conv2D":
+        return window * channels // _count(config["groups"]) * _count(config["filters"])
+    deep = channels * _count(config["depth_multiplier"])
+    return window * deep + (deep * _count(config["filters"]) if part["class_name"] == "SeparableConv2D" else 0)
+
+
+def _count(number: object) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{number!r} is no count")
+    return number
+
+
+def _flat(numbers: object) -> Iterator[int]:
+    if isinstance(numbers, list | tuple):
+        for one in numbers:
+            yield from _flat(one)
+    else:
+        yield int(numbers)  # type: ignore[call-overload]  # or TypeError, for what is no number
 
 
 def _objects(config: object) -> Iterator[Mapping[str, Any]]:
@@ -235,6 +293,13 @@ def _check_file(path: Path, name: str, digest: str) -> None:
             raise ModelRefused(path=path, reason=f"{name} is an HDF5 file, for which Keras has no safe mode")
     if file_digest(file) != digest:
         raise ModelRefused(path=path, reason=f"{name} is not the file that was trained (its sha256 differs)")
+
+
+def _as_size(sides: Any) -> tuple[int, int]:
+    width, height = (int(side) for side in sides)
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
+        raise ValueError(f"an input of {width} x {height} pixels")
+    return width, height
 
 
 def _as_task(facts: Mapping[str, Any]) -> Task:

@@ -22,15 +22,16 @@ def sign(folder: Path, key: Path, password: str | None, left_out: frozenset[str]
     _require()
     from model_signing import signing
 
+    folder = folder.resolve()  # a link to a folder is no file of a model
     target = folder / SIGNATURE_FILE
     try:
         # Its type says str; what it hands the password to wants bytes.
         secret: Any = None if password is None else password.encode()
         config = signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
-    except (ValueError, OSError) as error:
+    except _unusable() as error:
         raise UsageError(reason=f"{key} cannot sign: {_first_line(error)}. {_KEYS}") from error
     try:
-        config.set_hashing_config(_hashing(left_out)).sign(folder, target)
+        config.set_hashing_config(_hashing(folder, left_out)).sign(folder, target)
     except (ValueError, OSError) as error:
         raise UsageError(reason=f"{folder} cannot be signed: {_first_line(error)}.") from error
     return target
@@ -43,15 +44,16 @@ def check(folder: Path, key: Path, left_out: frozenset[str]) -> None:
 
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=key)
-    except (ValueError, TypeError, OSError) as error:
+    except _unusable() as error:
         raise UsageError(reason=f"The key {key} cannot check signatures: {_first_line(error)}. {_KEYS}") from error
+    folder = folder.resolve()
     signature = folder / SIGNATURE_FILE
     if not signature.is_file():
         raise ModelRefused(
             path=folder, reason=f"it is not signed, and VEHCLASS_MODEL_KEY asks for a signature by {key}"
         )
     try:
-        config.set_hashing_config(_hashing(left_out)).verify(folder, signature)
+        config.set_hashing_config(_hashing(folder, left_out)).verify(folder, signature)
     except Exception as error:  # whatever a made-up bundle brings down in the libraries that read it
         reason = _first_line(error)
         raise ModelRefused(
@@ -62,10 +64,20 @@ def check(folder: Path, key: Path, left_out: frozenset[str]) -> None:
 _KEYS: Final = "Make a pair with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub"
 
 
-def _hashing(left_out: frozenset[str]) -> Any:
+def _hashing(folder: Path, left_out: frozenset[str]) -> Any:
+    """All but documents, and what a registry has in a folder that training wrote into it: nothing of that is loaded."""
     from model_signing import hashing
 
-    return hashing.Config().set_ignored_paths(paths=sorted({*left_out, SIGNATURE_FILE}), ignore_git_paths=False)
+    beside = {entry.name for entry in folder.iterdir() if entry.is_dir() or entry.name.startswith(".")}
+    paths = sorted({*left_out, *beside, "production.json", SIGNATURE_FILE})
+    return hashing.Config().set_ignored_paths(paths=paths, ignore_git_paths=False)
+
+
+def _unusable() -> tuple[type[Exception], ...]:
+    """What comes of a file that is no key, or a key of another kind."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    return (ValueError, OSError, AttributeError, UnsupportedAlgorithm)
 
 
 def _require() -> None:

@@ -60,6 +60,11 @@ def fetch(registry: Registry, name: str, version: str, cache: Path, say: Say, ke
             found = _cached(target, name, version, key)
             if found:
                 return found
+            if key and SIGNATURE_FILE not in files_of(registry, name, version):
+                where = f"{registry.url}/{name}/{version}"
+                raise ModelRefused(
+                    path=where, reason=f"it is not signed, and VEHCLASS_MODEL_KEY asks for a signature by {key}"
+                )
             # What a killed download has left; nobody else is at work here.
             for left in [*target.parent.glob(f".{version}.*.part"), target]:
                 shutil.rmtree(left, ignore_errors=True)

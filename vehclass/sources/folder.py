@@ -96,8 +96,10 @@ class FolderSource:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise ReadError("not_a_file", "It is a pipe, a socket, a device or a folder.", permanent=True)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(ref.size + 1)  # a file that has grown meanwhile may be of any size
+            # One byte more than was listed, and no more: a file that has grown meanwhile may be of any size.
+            data = os.read(handle, ref.size + 1)
+            while len(data) < ref.size and (more := os.read(handle, ref.size + 1 - len(data))):
+                data += more
             if _etag(os.fstat(handle)) != ref.etag or len(data) != ref.size:
                 raise ReadError("replaced", "It changed after it was listed; the next run takes it up.")
         except OSError as error:

@@ -169,7 +169,7 @@ def _network(plan: Plan, tasks: tuple[Task, ...], side: int, recipe: Any) -> Any
     finally:
         keras.config.set_dtype_policy(before)
     if own:
-        folder = open_model(Path(plan.weights or ""))
+        folder = open_model(Path(plan.weights or ""), plan.model_key)
         file = folder.file(KERAS_FILE)
         check_keras_file(file)
         try:

@@ -46,11 +46,12 @@ class Plan:
     resume: bool = False
     strict: bool = False
     unlike: Path | None = None
+    model_key: Path | None = None  # the public key that must have signed the model that `weights` names
     note: str | None = None  # what the card and the report say first of where care is due
 
     def as_saved(self) -> dict[str, Any]:
         """The plan as the model keeps it: without what only concerns this machine, or this start."""
-        unsaid = ("data", "out", "threads", "resume", "strict", "unlike")
+        unsaid = ("data", "out", "threads", "resume", "strict", "unlike", "model_key")
         facts = {name: getattr(self, name) for name in self.__slots__ if name not in unsaid}
         weights = self.weights
         return {**facts, "task_weights": dict(self.task_weights), "weights": Path(weights).name if weights else None}
