@@ -152,7 +152,7 @@ def test_from_outside(vehclass: Callable[..., Answer], drawn: Path, tmp_path: Pa
     found = [[(row["label"], row["images"]) for row in run["summary"]] for run in done.json["runs"]]
     assert found[0] == found[1]
     stages = done.json["profile"]["stages"]
-    assert (stages["read"]["times"], stages["decode"]["times"], stages["forward"]["times"]) == (32, 32, 2)
+    assert (stages["read"]["times"], stages["decode"]["times"], stages["forward"]["times"]) == (32, 32, 4)
     said = vehclass(*words, "--full")
     assert "Nothing is new" in said.out
     assert "twin@" in said.out
