@@ -490,6 +490,9 @@ class TestFromTheCommandLine:
     ) -> None:
         engine = Engine(tmp_path / "behind.db")
         server = engine.server()
+        many = tmp_path / "many"
+        for number in range(8):  # more than are saved together
+            shutil.copytree(drawn, many / str(number))
         engine.before = lambda name, request: (
             Reset() if name == "save_outcomes" and engine.names.count("save_outcomes") > 1 else None
         )
@@ -498,7 +501,7 @@ class TestFromTheCommandLine:
             command = (
                 "classify-batch",
                 "-c",
-                drawn,
+                many,
                 "-m",
                 SAMPLE,
                 "--store",
@@ -517,7 +520,8 @@ class TestFromTheCommandLine:
             again = vehclass(*command)
             assert again.code == 3, again.err
             assert (
-                len(vehclass("results", "list", "--store", url, "--task", "view", "--limit", 99, "--json").json) == 25
+                len(vehclass("results", "list", "--store", url, "--task", "view", "--limit", 999, "--json").json)
+                == 8 * 25
             )
         engine.close()
 

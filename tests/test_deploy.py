@@ -531,6 +531,8 @@ class TestNightScript:
             env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
             stdout=subprocess.PIPE,
             text=True,
+            # As a terminal would start it: what runs in the background may have been told to ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
 
     @pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0), (4, 4), (5, 5), (143, 143)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vehclass.model.frameworks import load_openvino
-from vehclass.model.graph import rewrite
+from vehclass.model.graph import average_by_pooling, prepare_before_turning
 
 openvino = load_openvino()
 ops = openvino.opset13
@@ -42,7 +42,7 @@ def kinds(model: Any) -> list[str]:
 def test_the_pixels_are_prepared_before_they_are_turned(shape: tuple[int, ...]) -> None:
     model = converted(shape, shape)
     before = answers(model)
-    rewrite(model)
+    prepare_before_turning(model)
     assert kinds(model)[:6] == ["Parameter", "Convert", "Multiply", "Add", "Transpose", "Convolution"]
     assert answers(model) == pytest.approx(before, rel=1e-5)
 
@@ -50,7 +50,7 @@ def test_the_pixels_are_prepared_before_they_are_turned(shape: tuple[int, ...]) 
 def test_means_over_the_picture_become_pooling() -> None:
     model = converted()
     before = answers(model)
-    rewrite(model)
+    average_by_pooling(model)
     assert kinds(model).count("AvgPool") == 2
     assert "ReduceMean" not in kinds(model)
     assert answers(model) == pytest.approx(before, rel=1e-5)
@@ -61,12 +61,12 @@ def test_what_two_need_turned_stays_as_it_is() -> None:
     turned = ops.transpose(pixels, ops.constant(np.array([0, 3, 1, 2])))
     sums = ops.add(ops.multiply(turned, ops.constant(number(1, 3, 1, 1))), turned)
     model = openvino.Model([sums], [pixels], "net")
-    rewrite(model)
+    prepare_before_turning(model)
     assert kinds(model) == ["Parameter", "Transpose", "Multiply", "Add"]
 
 
 def test_a_mean_over_something_else_stays() -> None:
     pixels = ops.parameter([-1, 6, 6, 3], np.float32)
     model = openvino.Model([ops.reduce_mean(pixels, ops.constant(np.array([1])), False)], [pixels], "net")
-    rewrite(model)
+    average_by_pooling(model)
     assert kinds(model) == ["Parameter", "ReduceMean"]

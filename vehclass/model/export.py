@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vehclass.errors import UsageError, VehclassError
 from vehclass.model.frameworks import load_openvino
-from vehclass.model.graph import rewrite
+from vehclass.model.graph import prepare_before_turning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,7 @@ def _to_openvino(model: Any, place: Path) -> None:
         given, answer = PORTS["openvino"]
         converted.inputs[0].set_names({given})
         converted.outputs[0].set_names({answer})
-        rewrite(converted)
+        prepare_before_turning(converted)
         openvino.save_model(converted, place, compress_to_fp16=False)
 
 
