@@ -65,8 +65,11 @@ def test_what_two_need_turned_stays_as_it_is() -> None:
     assert kinds(model) == ["Parameter", "Transpose", "Multiply", "Add"]
 
 
-def test_a_mean_over_something_else_stays() -> None:
-    pixels = ops.parameter([-1, 6, 6, 3], np.float32)
-    model = openvino.Model([ops.reduce_mean(pixels, ops.constant(np.array([1])), False)], [pixels], "net")
+@pytest.mark.parametrize(
+    ("shape", "axes"), [([-1, 6, 6, 3], [1]), ([-1, 3, -1, 6], [2, 3]), ([-1, 2, 6, 6, 3], [2, 3])]
+)
+def test_a_mean_over_something_else_stays(shape: list[int], axes: list[int]) -> None:
+    pixels = ops.parameter(shape, np.float32)
+    model = openvino.Model([ops.reduce_mean(pixels, ops.constant(np.array(axes)), False)], [pixels], "net")
     average_by_pooling(model)
     assert kinds(model) == ["Parameter", "ReduceMean"]

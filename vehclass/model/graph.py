@@ -40,7 +40,7 @@ def prepare_before_turning(model: Any) -> None:
 def average_by_pooling(model: Any) -> None:
     """Replaces means over the whole picture by a pooling window of its size, in place; when a network is opened.
 
-    It takes 2 to 10 % of a network's time away. Height and width must be fixed. Not for 8 bits, where a pooling rounds
+    It takes 2 to 10 % of a network's time away, where height and width are fixed. Not for 8 bits, where a pooling rounds
     what a mean does not, and the novelty column adds such roundings up.
     """
     openvino = load_openvino()
@@ -50,7 +50,10 @@ def average_by_pooling(model: Any) -> None:
         if mean.get_type_name() != "ReduceMean" or sorted(_order(mean)) != [2, 3]:
             continue
         maps, answer = mean.input_value(0), mean.output(0)
-        window = [maps.get_partial_shape()[axis].get_length() for axis in (2, 3)]
+        shape = maps.get_partial_shape()
+        if shape.rank.is_dynamic or len(shape) != 4 or shape[2].is_dynamic or shape[3].is_dynamic:
+            continue
+        window = [shape[axis].get_length() for axis in (2, 3)]
         pooled = ops.avg_pool(maps, [1, 1], [0, 0], [0, 0], window, True)
         keeps_axes = answer.get_partial_shape().rank.get_length() == 4
         instead = pooled if keeps_axes else ops.squeeze(pooled, ops.constant(np.array([2, 3])))
