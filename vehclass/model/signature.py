@@ -2,7 +2,7 @@
 
 The form is that of the OpenSSF's model signing (a Sigstore bundle with an in-toto statement of every file's digest), by a
 key of an elliptic curve: `model_signing verify key` checks it, too. Documents for people are left out, so that a card
-may be added to; any other file in the folder must have been signed.
+may be added to, and so are folders and hidden files, which no model is loaded from; any other file must have been signed.
 """
 
 import importlib.util
