@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import describe
@@ -41,17 +41,26 @@ MOST_GROWTH = 1.15
 
 @dataclass(frozen=True)
 class Photos:
-    """A folder of drawn photos, and how many of them the short and the long run take."""
+    """A folder of drawn photos of some sizes in turn, and how many of them the short and the long run take."""
 
     name: str
-    size: str
+    sizes: tuple[str, ...]
     quality: int
     few: int
     many: int
 
 
-SETS = (Photos("1024x768", "1024x768", 82, 256, 2048), Photos("12 megapixels", "4000x3000", 90, 40, 200))
-SMALL = (Photos("1024x768", "1024x768", 82, 128, 640), Photos("12 megapixels", "4000x3000", 90, 20, 80))
+MIX = ("640x480", "1024x768", "1920x1080", "800x600", "4000x3000")
+SETS = (
+    Photos("1024x768", ("1024x768",), 82, 256, 2048),
+    Photos("12 megapixels", ("4000x3000",), 90, 40, 200),
+    Photos("a mix", MIX, 85, 100, 600),
+)
+SMALL = (
+    Photos("1024x768", ("1024x768",), 82, 128, 640),
+    Photos("12 megapixels", ("4000x3000",), 90, 20, 80),
+    Photos("a mix", MIX, 85, 50, 250),
+)
 QUICK = SMALL[0]
 
 
@@ -84,14 +93,18 @@ class Bench:
         more = self.of.many - self.of.few
         rate = more / (long.seconds - short.seconds)
         cpu_ms = 1000 * (long.cpu_seconds - short.cpu_seconds) / more
-        return Speed(rate, cpu_ms, short.seconds - self.of.few / rate, long.peak_mb)
+        return Speed(rate, cpu_ms, short.seconds - self.of.few / rate)
 
-    def _once(self, words: Sequence[str], count: int) -> Took:
+    def peak(self, words: Sequence[str]) -> float:
+        """The most memory that a contender holds on many photos, MB; a run of its own, since watching slows it."""
+        return self._once(words, self.of.many, watched=True).peak_mb
+
+    def _once(self, words: Sequence[str], count: int, *, watched: bool = False) -> Took:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             chosen = {"PHOTOS": self.photos, "MODEL": self.model, "STORE": folder / "results.db", "COUNT": count}
             filled = [str(chosen.get(word, word)) for word in words]
-            took = run([sys.executable, *filled], folder, _environment())
+            took = run([sys.executable, *filled], folder, _environment(), watched=watched)
             said = json.loads(took.out if words[1] == "vehclass" else took.out.splitlines()[-1])
             done = min(one["classified"] for one in said.get("runs", [said]))  # a document for each of several models
             if done != count:
@@ -136,7 +149,8 @@ def ours(precision: str) -> list[str]:
 
 
 def measure(bench: Bench, contenders: dict[str, list[str]], times: int) -> tuple[dict[str, Speed], dict[str, Speed]]:
-    """Medians of each contender, and of the parts alone, in turns."""
+    """Medians of each contender, with the peak of its memory, and of the parts alone, in turns."""
+    peaks = {name: bench.peak(words) for name, words in contenders.items()}
     speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
     parts: dict[str, list[Speed]] = {
         name: [] for name in ("decode", *PRECISIONS) if name == "decode" or name in contenders
@@ -146,7 +160,8 @@ def measure(bench: Bench, contenders: dict[str, list[str]], times: int) -> tuple
             speeds[name].append(bench.speed(words))
         for name, found in parts.items():
             found.append(bench.alone("decode") if name == "decode" else bench.alone("forward", name))
-    return {name: median(each) for name, each in speeds.items()}, {name: median(each) for name, each in parts.items()}
+    medians = {name: replace(median(each), peak_mb=peaks[name]) for name, each in speeds.items()}
+    return medians, {name: median(each) for name, each in parts.items()}
 
 
 def median(speeds: Sequence[Speed]) -> Speed:
@@ -186,8 +201,14 @@ def prepare(work: Path, of: Photos, backbone: str) -> Bench:
     """Draws the photos and makes the network, where they are not there yet."""
     photos, model = work / of.name, work / backbone
     if not photos.exists():
-        draw = [sys.executable, ROOT / "scripts/draw_samples.py", photos, "--count", str(of.many), "--size", of.size]
-        subprocess.run([*draw, "--quality", str(of.quality)], check=True, stdout=subprocess.DEVNULL)
+        photos.mkdir()
+        for turn, size in enumerate(of.sizes):
+            apart, count = work / f"{of.name} {size}", -(-of.many // len(of.sizes))
+            draw = [sys.executable, ROOT / "scripts/draw_samples.py", apart, "--count", str(count), "--size", size]
+            subprocess.run([*draw, "--quality", str(of.quality)], check=True, stdout=subprocess.DEVNULL)
+            # So named that every contender, who takes the first so many by name, gets the sizes in turn.
+            for number, file in enumerate(sorted(apart.rglob("*.jpg"))):
+                file.rename(photos / f"{number:05}-{turn}.jpg")
     if not model.exists():
         make_model(backbone, 224, model)
     return Bench(photos, model, of)

@@ -3,18 +3,20 @@
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOK_SECONDS = 0.1
+COUNT_SECONDS = 1.0  # how often the CPU of all processes is looked at
+WATCH_SECONDS = 0.1  # how often their memory is, where it is asked for
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Took:
-    """What a command took: wall seconds, CPU seconds, the peak of its memory in MB, and what it printed."""
+    """What a command took: wall seconds, CPU seconds, the peak of its memory in MB where it was watched, what it printed."""
 
     seconds: float
     cpu_seconds: float
@@ -22,25 +24,31 @@ class Took:
     out: str
 
 
-def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> Took:
+def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str], *, watched: bool = False) -> Took:
     """Runs a command in a folder to its end; exits with its message when it fails.
 
-    Memory is the sum over its processes of what each holds of its own and its part of what it shares (PSS, see
-    proc_pid_smaps(5)), looked at ten times a second; CPU is that of every process that was seen.
+    CPU is that of every process that was seen. A run whose memory is `watched` is slower by it, by a tenth where pages
+    come and go, so times come from other runs. Memory is the sum over its processes of what each holds of its own and its
+    part of what it shares (PSS, see proc_pid_smaps(5)).
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
         process = subprocess.Popen(list(map(str, words)), cwd=folder, env=dict(environment), stdout=out, stderr=err)
-        peak, spent = 0.0, dict[int, float]()
-        while True:
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                break
-            family = _family(process.pid)
-            peak = max(peak, sum(map(_held, family)))
-            spent |= {pid: _cpu(pid) for pid in family}
-            time.sleep(LOOK_SECONDS)
+        peaks, spent, ended = [0.0], dict[int, float](), threading.Event()
+
+        def look() -> None:
+            while not ended.wait(WATCH_SECONDS if watched else COUNT_SECONDS):
+                family = _family(process.pid)
+                spent.update({pid: _cpu(pid) for pid in family})
+                if watched:
+                    peaks.append(sum(map(_held, family)))
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
+        ended.set()
+        watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
@@ -48,7 +56,7 @@ def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str
             raise SystemExit(f"{words} failed with {process.returncode}: {err.read()[-2000:]}")
         # The system counts a child with its parent only if the parent waited for it, which Ray's does not.
         cpu = max(usage.ru_utime + usage.ru_stime, sum(spent.values()))
-        return Took(seconds, cpu, peak, out.read())
+        return Took(seconds, cpu, max(peaks), out.read())
 
 
 def _family(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from benchmarks.__main__ import Bench, Photos, Speed, median, ours, prepare
 from benchmarks.machine import describe
 from benchmarks.networks import make_model
 
-OF = Photos("1024x768", "1024x768", 82, 128, 1024)
+OF = Photos("1024x768", ("1024x768",), 82, 128, 1024)
 
 
 def both(second: Path) -> list[str]:

@@ -13,6 +13,22 @@ def alive(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 
 
+class Crowd:
+    """Counts how many threads are there at a time."""
+
+    def __init__(self) -> None:
+        self._here, self.most = 0, 0
+        self._turn = threading.Lock()
+
+    def stay(self, seconds: float) -> None:
+        with self._turn:
+            self._here += 1
+            self.most = max(self.most, self._here)
+        time.sleep(seconds)
+        with self._turn:
+            self._here -= 1
+
+
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_every_item_comes_out_once(lanes: int) -> None:
     found = list(in_lanes(lambda n: n * 2, range(500), lanes, 3, "lane"))
@@ -43,6 +59,36 @@ def test_a_slow_consumer_stops_the_pulling() -> None:
 def test_lanes_work_at_the_same_time() -> None:
     meeting = threading.Barrier(4, timeout=5)
     assert len(list(in_lanes(lambda n: meeting.wait(), range(8), 4, 1, "lane"))) == 8
+
+
+def test_lanes_are_added_while_the_consumer_waits_for_all_of_them() -> None:
+    together = Crowd()
+
+    list(in_lanes(lambda n: together.stay(0.03), range(400), 2, 4, "lane", 12))
+
+    assert together.most == 12
+
+
+def test_no_lane_is_added_for_a_consumer_that_is_busy_itself() -> None:
+    together = Crowd()
+
+    for _ in in_lanes(lambda n: together.stay(0.001), range(40), 2, 4, "lane", 12):
+        time.sleep(0.01)
+
+    assert together.most <= 3  # the first result was waited for
+
+
+def test_no_lane_is_added_while_the_items_themselves_are_late() -> None:
+    threads = set()
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            time.sleep(0.02)
+            yield number
+
+    list(in_lanes(lambda n: threads.add(threading.current_thread().name), items(), 2, 4, "lane", 12))
+
+    assert len(threads) <= 2
 
 
 def test_an_error_of_the_work_is_raised_after_what_was_in_hand() -> None:

@@ -88,7 +88,13 @@ class Settings:
         least=0.1,
         most=86_400.0,
     )
-    read_concurrency: int = _setting(16, "VEHCLASS_READ_CONCURRENCY", "blobs read at a time", least=1, most=256)
+    read_concurrency: int = _setting(
+        64,
+        "VEHCLASS_READ_CONCURRENCY",
+        "blobs read at a time, at most: as many as classifying has to wait for",
+        least=1,
+        most=256,
+    )
     store_wait: float | None = _setting(
         None,
         "VEHCLASS_STORE_WAIT",

@@ -11,7 +11,7 @@ class BlobOptions:
     account: str | None = None
     account_key: str | None = field(default=None, repr=False)
     sas_token: str | None = field(default=None, repr=False)
-    concurrency: int = 16
+    concurrency: int = 64
     allow_http: bool = False
 
     @property

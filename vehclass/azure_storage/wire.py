@@ -122,7 +122,8 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     if length.isdecimal() and int(length) > most:
         raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
     began, parts, count = time.monotonic(), list[bytes](), 0
-    while part := response.read1(PIECE):
+    piece = min(PIECE, int(length)) if length.isdecimal() else PIECE  # memory is set aside for the whole of one
+    while part := response.read1(piece):
         parts.append(part)
         count += len(part)
         if count > most:

@@ -10,22 +10,29 @@ R = TypeVar("R")
 
 _ENDED: Final = object()
 _LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
+_HUNGRY_SECONDS: Final = 0.005  # a consumer that waits for longer than this gets another lane, where it may
 
 
-def in_lanes(work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:
+def in_lanes(
+    work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str, most: int = 0
+) -> Iterator[R]:
     """`work(item)` for each item on `lanes` threads; results as they come, in no promised order.
 
     With one lane it is a prefetch; the rest is as in `spread`.
     """
-    return spread(lambda item: (work(item),), items, lanes, buffer, name)
+    return spread(lambda item: (work(item),), items, lanes, buffer, name, most)
 
 
-def spread(work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buffer: int, name: str) -> Iterator[R]:  # noqa: C901  (one protocol, easier to check in one place)
+def spread(  # noqa: C901  (one protocol, easier to check in one place)
+    work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buffer: int, name: str, most: int = 0
+) -> Iterator[R]:
     """All results of `work(item)` for each item, on `lanes` threads, as they come, in no promised order.
 
-    At most `lanes + buffer` results are held at a time, so memory does not grow with the items: a consumer
-    that is slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`, stops the pulling; what the other lanes have in
-    hand is still delivered, then the exception is raised. A consumer that leaves early ends the lanes.
+    Where `most` is larger than `lanes`, a lane is added, up to so many, each time that the consumer waits while all lanes
+    work. At most as many results as there are lanes, and `buffer` more, are held at a time, so memory does not grow with
+    the items: a consumer that is slow makes the lanes wait, and items are only pulled by a lane that is free. An
+    exception, of `work` or of `items`, stops the pulling; what the other lanes have in hand is still delivered, then the
+    exception is raised. A consumer that leaves early ends the lanes.
     """
     results: queue.Queue[object] = queue.Queue(buffer)
     source = iter(items)
@@ -33,6 +40,8 @@ def spread(work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buf
     closed = threading.Event()
     abandoned = threading.Event()
     errors: list[BaseException] = []
+    threads: list[threading.Thread] = []
+    at_work: list[bool] = []  # each lane, while it has an item in hand
 
     def deliver(result: object) -> None:
         while not abandoned.is_set():
@@ -42,30 +51,44 @@ def spread(work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buf
             except queue.Full:
                 continue
 
-    def lane() -> None:
+    def lane(number: int) -> None:
         try:
             while not closed.is_set():
                 with turn:
                     item = _ENDED if closed.is_set() else next(source, _ENDED)
                 if item is _ENDED:
                     break
+                at_work[number] = True
                 for result in work(item):  # type: ignore[arg-type]  # an item, since it is not the end
                     deliver(result)
                     if closed.is_set():
                         break
+                at_work[number] = False
         except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
             closed.set()
             errors.append(error)
         finally:
+            at_work[number] = False
             deliver(_ENDED)
 
-    threads = [threading.Thread(target=lane, name=f"{name}-{n}", daemon=True) for n in range(lanes)]
-    for thread in threads:
-        thread.start()
+    def add_lane() -> None:
+        number = len(threads)
+        at_work.append(False)
+        threads.append(threading.Thread(target=lane, args=(number,), name=f"{name}-{number}", daemon=True))
+        threads[number].start()
+
+    for _ in range(lanes):
+        add_lane()
     try:
         running = lanes
         while running:
-            result = results.get()
+            try:
+                result = results.get(timeout=_HUNGRY_SECONDS if len(threads) < most else None)
+            except queue.Empty:
+                if all(at_work):
+                    add_lane()
+                    running += 1
+                continue
             if result is _ENDED:
                 running -= 1
             else:

@@ -24,6 +24,7 @@ from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 LISTINGS: Final = 8  # prefixes that are listed side by side
 BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
+READERS: Final = 8  # threads that read at first; more, up to what the source takes, while classifying waits for them
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
 SAVE_TOGETHER: Final = 128  # outcomes that are worth a transaction of their own,
 SAVE_EVERY: Final = 0.5  # or so many seconds: what a kill takes back is done again
@@ -273,7 +274,8 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
 
     # A whole batch is read ahead, so that a lane that begins one finds it there; how many bytes, `memory` says.
     most = min(classifier.batch_size for classifier in classifiers)
-    reads = in_lanes(read, todos, source.concurrency, max(source.concurrency, most), "read")
+    readers = min(READERS, source.concurrency)
+    reads = in_lanes(read, todos, readers, max(readers, most), "read", source.concurrency)
     batches = batched(reads, most, lambda one: len(one.data), BATCH_BYTES)
     try:
         for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):

@@ -26,7 +26,7 @@ class Source(Protocol):
 
     url: str  # canonical, without secrets: part of every image's key
     prefix: str  # that every name begins with, and that prefixes are below
-    concurrency: int  # how many reads it likes at a time
+    concurrency: int  # how many reads it takes at a time, at most
 
     def check(self) -> None:
         """Raises what is wrong with the source as a whole, before any work."""
