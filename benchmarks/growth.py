@@ -52,6 +52,8 @@ class Names:
 
     def check(self) -> None: ...
 
+    def hold(self, claim: object) -> None: ...
+
     def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
         long_ago, just_now = datetime(2026, 1, 1, tzinfo=UTC), now() + timedelta(seconds=1)
         for start in range(0, self.count, PAGE):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vehclass.model.frameworks import load_openvino
-from vehclass.model.graph import average_by_pooling, prepare_before_turning
+from vehclass.model.graph import average_by_pooling, prepare_before_turning, why_unfit
 
 openvino = load_openvino()
 ops = openvino.opset13
@@ -73,3 +73,29 @@ def test_a_mean_over_something_else_stays(shape: list[int], axes: list[int]) -> 
     model = openvino.Model([ops.reduce_mean(pixels, ops.constant(np.array(axes)), False)], [pixels], "net")
     average_by_pooling(model)
     assert kinds(model) == ["Parameter", "ReduceMean"]
+
+
+def test_a_network_for_photos_is_fit() -> None:
+    model = converted()
+    model.reshape([16, 20, 24, 3])
+    assert why_unfit(model) is None
+
+
+def test_a_step_that_would_take_all_memory_is_not() -> None:
+    """Padding is a few bytes in a file, whatever it makes of a picture."""
+    pixels = ops.parameter([-1, 8, 8, 3], np.uint8)
+    none, much = (ops.constant(np.array([0, side, side, 0])) for side in (0, 20_000))
+    wide = ops.pad(pixels, none, much, "constant", ops.constant(np.uint8(0)))
+    model = openvino.Model([ops.reduce_mean(wide, ops.constant(np.array([1, 2])), False)], [pixels], "net")
+    model.reshape([1, 8, 8, 3])
+    assert why_unfit(model) == "has a step (Pad) whose answer would take 4 GB"
+
+
+def test_a_network_that_remembers_is_not() -> None:
+    pixels = ops.parameter([1, 4, 4, 3], np.float32)
+    kept = ops.read_value(pixels, "before", np.float32, [1, 4, 4, 3])
+    answer = ops.result(ops.add(kept, pixels))
+    model = openvino.Model([answer], [ops.assign(kept, "before")], [pixels], "net")
+    assert why_unfit(model) in [
+        f"has a step ({kind}) that no network for photos needs" for kind in ("Assign", "ReadValue")
+    ]

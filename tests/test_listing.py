@@ -15,7 +15,18 @@ from vehclass.batch.listing import Listing, Mark, read_mark
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import ImageError, Interrupted, ReadError, ServiceUnreachable, StoreError
 from vehclass.imaging import Pixels
-from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, ResultFilter, RunTicket, Task, image_id, now
+from vehclass.records import (
+    ImageFacts,
+    ImageRef,
+    LeaseClaim,
+    ModelInfo,
+    Prediction,
+    ResultFilter,
+    RunTicket,
+    Task,
+    image_id,
+    now,
+)
 from vehclass.stores import Store, open_store
 
 BEGAN = datetime(2026, 11, 1, 22, 0, tzinfo=UTC)
@@ -137,6 +148,8 @@ class Container:
     gone_after: int | None = None  # pages, after which the service does not answer
 
     def check(self) -> None: ...
+
+    def hold(self, claim: LeaseClaim) -> None: ...
 
     def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
         names = sorted(name for name in self.photos if name.startswith(prefix))

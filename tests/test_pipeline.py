@@ -15,7 +15,17 @@ from vehclass.batch import runs
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
 from vehclass.imaging import Pixels
-from vehclass.records import ImageFacts, ImageRef, ModelInfo, Outcome, Prediction, ResultFilter, Task, image_id
+from vehclass.records import (
+    ImageFacts,
+    ImageRef,
+    LeaseClaim,
+    ModelInfo,
+    Outcome,
+    Prediction,
+    ResultFilter,
+    Task,
+    image_id,
+)
 from vehclass.stores import Store, open_store
 
 INFO = ModelInfo("stand-in", "v1", (Task("parity", ("even", "odd")),), (2, 2), "2026-01-01")
@@ -34,6 +44,8 @@ class Names:
         self.reads: list[str] = []
 
     def check(self) -> None: ...
+
+    def hold(self, claim: LeaseClaim) -> Any: ...
 
     def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
         when = datetime(2026, 1, 1, tzinfo=UTC)

@@ -198,6 +198,36 @@ def test_no_lease_is_left_behind(what: str, store: Store) -> None:
     assert what == "start_run" or status["b@b"] == "done"
 
 
+def test_a_lease_at_the_source_that_is_lost_ends_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is given back all the same, in case it was a mistake; the store's lease still lets the end be recorded."""
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
+    told: list[str] = []
+
+    class Held:
+        def renew(self) -> None:
+            told.append("renewed")
+            if len(told) == 3:
+                raise LeaseLost(holder="a later run")
+
+        def free(self) -> None:
+            told.append("freed")
+
+    class Guarded(Names):
+        def hold(self, claim: LeaseClaim) -> Held:
+            assert claim.key == f"{self.url} a {store.url}"
+            return Held()
+
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            time.sleep(0.5)
+            yield from super().pages(prefix)
+
+    with pytest.raises(LeaseLost):
+        tell(Guarded(5), store, Model("a"))
+    assert told == ["renewed"] * 3 + ["freed"]
+    (run,) = store.runs(limit=1)
+    assert (run["status"], run["exit_code"], run["classified"]) == ("failed", 4, 0)
+
+
 def test_a_lease_that_is_lost_while_nothing_is_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is another run's that goes on, not somebody's Ctrl-C."""
     monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)

@@ -94,7 +94,22 @@ def test_a_body_that_drips_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> Non
             time.sleep(0.02)
 
     began = time.monotonic()
-    with Server(drip).running() as server, pytest.raises(BrokenOff, match="took"):
+    with Server(drip).running() as server, pytest.raises(BrokenOff, match="timed out"):
+        ask(f"http://127.0.0.1:{server.port}/account/container")
+    assert time.monotonic() - began < 5
+
+
+def test_headers_that_drip_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LEAST_SECONDS", 0.5)
+
+    def drip(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        for _ in range(1000):
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+    began = time.monotonic()
+    with Server(drip).running() as server, pytest.raises(ServiceResponseError, match="timed out"):
         ask(f"http://127.0.0.1:{server.port}/account/container")
     assert time.monotonic() - began < 5
 

@@ -95,6 +95,11 @@ class Settings:
         least=1,
         most=256,
     )
+    blob_lease: bool = _setting(
+        False,
+        "VEHCLASS_BLOB_LEASE",
+        "take a lease in the Blob container, too, on a blob below .vehclass/, where the identity may write there",
+    )
     store_wait: float | None = _setting(
         None,
         "VEHCLASS_STORE_WAIT",

@@ -13,6 +13,7 @@ class BlobOptions:
     sas_token: str | None = field(default=None, repr=False)
     concurrency: int = 64
     allow_http: bool = False
+    lease: bool = False
 
     @property
     def account_known(self) -> bool:

@@ -5,10 +5,12 @@ pieces of 4 kB for each answer: three quarters of what a blob of 100 kB costs (d
 certificate bundles are those that requests finds in the environment, looked up once.
 """
 
+import http.client
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import requests
 import urllib3
@@ -17,10 +19,13 @@ from azure.core.pipeline.transport import HttpTransport
 from azure.core.rest import HttpRequest
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError, SSLError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 CONNECT_SECONDS: Final = 3
 READ_SECONDS: Final = 5  # without a single byte
 PIECE: Final = 2**20
-# How long a body may take in all: longer than any line that a night could be done over needs, and not for ever.
+# How long an answer may take in all: longer than any line that a night could be done over needs, and not for ever.
 LEAST_SECONDS: Final = 60.0
 LEAST_SPEED: Final = 2_000  # bytes a second, after that
 
@@ -44,6 +49,39 @@ class Answer:
         return self.content.decode("utf-8", "replace")
 
 
+class _Timed(io.RawIOBase):
+    """The bytes of one answer as they arrive, headers and all; raises TimeoutError once they have taken too long."""
+
+    def __init__(self, arriving: io.RawIOBase) -> None:
+        self._arriving = arriving
+        self._began, self._count = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int | None:
+        seconds = time.monotonic() - self._began
+        if seconds > LEAST_SECONDS + self._count / LEAST_SPEED:
+            raise TimeoutError(f"{self._count} bytes took {seconds:.0f} seconds")
+        count = self._arriving.readinto(buffer)
+        self._count += count or 0
+        return count
+
+    def close(self) -> None:
+        self._arriving.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """An answer whose headers and body together may take only so long: a server that drips never falls silent."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        buffered: IO[bytes] = self.fp
+        assert isinstance(buffered, io.BufferedReader)
+        self.fp = io.BufferedReader(_Timed(buffered.detach()))
+
+
 class Wire(HttpTransport[HttpRequest, Answer]):
     """Connections to one endpoint, for `connections` threads at a time.
 
@@ -56,6 +94,8 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         asked = requests.Request("GET", endpoint).prepare()
         self._pool = adapter.get_connection_with_tls_context(asked, found["verify"], found["proxies"], found["cert"])
         adapter.cert_verify(self._pool, endpoint, found["verify"], found["cert"])
+        connection = self._pool.ConnectionCls
+        self._pool.ConnectionCls = type(connection.__name__, (connection,), {"response_class": _TimedResponse})
         # A proxy for what is not encrypted is told the whole URL; any other way leads to the server itself.
         self._whole_urls = self._pool.proxy is not None and self._pool.scheme == "http"
 
@@ -115,19 +155,17 @@ def _said(error: HTTPError) -> str:
 
 
 def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-    """A body, unless it is larger than it may be, or would be once it is unpacked, or takes too long."""
+    """A body, unless it is larger than it may be, or would be once it is unpacked."""
     length = response.headers.get("Content-Length", "")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise IncompleteReadError("it is compressed, which nobody asked for")
     if length.isdecimal() and int(length) > most:
         raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
-    began, parts, count = time.monotonic(), list[bytes](), 0
+    parts, count = list[bytes](), 0
     piece = min(PIECE, int(length)) if length.isdecimal() else PIECE  # memory is set aside for the whole of one
     while part := response.read1(piece):
         parts.append(part)
         count += len(part)
         if count > most:
             raise IncompleteReadError(f"more than {most} bytes arrived")
-        if time.monotonic() - began > LEAST_SECONDS + count / LEAST_SPEED:
-            raise IncompleteReadError(f"{count} bytes took {time.monotonic() - began:.0f} seconds")
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -21,6 +21,18 @@ from vehclass.records import (
 Decode = Callable[[bytes, tuple[int, int]], tuple[Pixels, ImageFacts]]  # bytes, and a size as (width, height)
 
 
+class Hold(Protocol):
+    """A lease at the source itself."""
+
+    def renew(self) -> None:
+        """Keeps it; raises LeaseLost."""
+        ...
+
+    def free(self) -> None:
+        """Gives it back."""
+        ...
+
+
 class Source(Protocol):
     """Where photos are."""
 
@@ -34,6 +46,10 @@ class Source(Protocol):
 
     def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
         """Every image under a prefix, page by page, in no promised order."""
+        ...
+
+    def hold(self, claim: LeaseClaim) -> Hold | None:
+        """A second lease, at the source itself, where it has such and they are wanted; raises LeaseHeld."""
         ...
 
     def read(self, ref: ImageRef) -> bytes:

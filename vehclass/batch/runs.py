@@ -5,13 +5,14 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from vehclass.batch.pipeline import Hands, Job, Watch, classify_new
-from vehclass.batch.ports import Store
+from vehclass.batch.ports import Hold, Store
 from vehclass.errors import ExitCode, Interrupted, LeaseLost, VehclassError
 from vehclass.holders import identity, is_gone
 from vehclass.records import Counts, LeaseClaim, RunEnd, RunStart, RunTicket, now
@@ -47,12 +48,13 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     with ExitStack() as leases:
         for ticket in tickets:
             leases.callback(_free, hands.store, ticket)
+        holds = [_hold(hands, ticket, leases) for ticket in tickets]
         with ExitStack() as records:
             for number, ticket in enumerate(tickets):
                 start = RunStart(
                     ticket.run_id, command, hands.source.url, hands.models[number].key, settings, socket.gethostname()
                 )
-                records.enter_context(_recorded(hands, number, ticket, start, watch))
+                records.enter_context(_recorded(hands, number, ticket, start, watch, holds[number]))
             classify_new(job, hands, tickets, watch)
             if watch.lost is not None:
                 raise watch.lost
@@ -80,18 +82,32 @@ def _take_leases(hands: Hands) -> list[RunTicket]:
     return [tickets[number] for number in range(len(hands.models))]
 
 
+def _hold(hands: Hands, ticket: RunTicket, leases: ExitStack) -> Hold | None:
+    """The source's own lease for a ticket, where there is one, given back with the others; raises LeaseHeld."""
+    claim = LeaseClaim(f"{ticket.lease_key} {hands.store.url}", ticket.run_id, identity(), LEASE_SECONDS, _is_gone)
+    hold = hands.source.hold(claim)
+    if hold is not None:
+        leases.callback(hold.free)
+    return hold
+
+
 def _is_gone(holder: str) -> bool:
     """Whether a holder has ended; so has what this very process was before it replaced itself."""
     return is_gone(holder) or holder == identity()
 
 
 @contextmanager
-def _recorded(hands: Hands, number: int, ticket: RunTicket, start: RunStart, watch: Watch) -> Iterator[None]:
-    """Keeps a model's lease and its run's record while the block lasts, and writes why it broke off, if it does."""
+def _recorded(
+    hands: Hands, number: int, ticket: RunTicket, start: RunStart, watch: Watch, hold: Hold | None
+) -> Iterator[None]:
+    """Keeps a model's leases and its run's record while the block lasts, and writes why it broke off, if it does."""
     store = hands.store
+    renewals: list[Callable[[], None]] = [partial(store.renew_lease, ticket, LEASE_SECONDS)]
+    if hold is not None:
+        renewals.append(hold.renew)
     try:
         store.start_run(start, hands.models[number])
-        with _heartbeat(store, ticket, watch):
+        with _heartbeat(renewals, watch):
             yield
     except BaseException as error:
         if not isinstance(error, LeaseLost) or _still_holds(store, ticket):
@@ -148,20 +164,21 @@ def _free(store: Store, ticket: RunTicket) -> None:
 
 
 @contextmanager
-def _heartbeat(store: Store, ticket: RunTicket, watch: Watch) -> Iterator[None]:
-    """Renews the lease in the background; a lease that is lost stops the run, and its next save refuses."""
+def _heartbeat(renewals: Sequence[Callable[[], None]], watch: Watch) -> Iterator[None]:
+    """Renews leases in the background; one that is lost stops the run, and where it is the store's, its next save refuses."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            try:
-                store.renew_lease(ticket, LEASE_SECONDS)
-            except LeaseLost as error:
-                watch.lost = error
-                watch.stop.set()
-                return
-            except VehclassError:
-                continue  # a locked store: the lease outlives several beats, and saving will tell
+            for renew in renewals:
+                try:
+                    renew()
+                except LeaseLost as error:
+                    watch.lost = error
+                    watch.stop.set()
+                    return
+                except VehclassError:
+                    continue  # a locked store: the lease outlives several beats, and saving will tell
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -120,6 +120,7 @@ def blob_options(settings: Settings) -> "BlobOptions":
         sas_token=settings.storage_sas,
         concurrency=settings.read_concurrency,
         allow_http=settings.allow_http,
+        lease=settings.blob_lease,
     )
 
 

@@ -16,7 +16,7 @@ from vehclass.imaging import Pixels
 from vehclass.model.accelerated import best_batch, in_bfloat16
 from vehclass.model.folder import INT8_FILE, KERAS_FILE, OPENVINO_FILE, ModelFolder, check_keras_file
 from vehclass.model.frameworks import load_keras, load_openvino
-from vehclass.model.graph import average_by_pooling
+from vehclass.model.graph import average_by_pooling, why_unfit
 from vehclass.model.precision import AUTO, BF16, F32, INT8, Choice, choose
 
 Logits = NDArray[np.float32]
@@ -87,6 +87,8 @@ class OpenVinoRuntime:
             # One fixed shape: the last batch is padded, so that a picture's answer does not depend on
             # how many came with it.
             model.reshape([batch_size, height, width, 3])
+            if reason := why_unfit(model):
+                raise ModelRefused(path=folder.path, reason=f"{file.name} {reason}")
             if self.precision.name != INT8:
                 average_by_pooling(model)
             self._compiled = core.compile_model(

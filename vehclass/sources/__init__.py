@@ -44,7 +44,7 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
             from vehclass.azure_storage.containers import open_container
             from vehclass.sources.blob import BlobSource
 
-            return BlobSource(open_container(options, container=where), options.concurrency)
+            return BlobSource(open_container(options, container=where), options)
         case "file":
             return FolderSource(Path(unquote(rest.removeprefix("localhost"))))
         case "az":
@@ -56,12 +56,12 @@ def open_source(where: str, options: "BlobOptions") -> "FolderSource | BlobSourc
             from vehclass.sources.blob import BlobSource
 
             opened = open_container(options, container=container, prefix=prefix, account=account)
-            return BlobSource(opened, options.concurrency)
+            return BlobSource(opened, options)
         case "https" | "http":
             from vehclass.azure_storage.containers import open_url
             from vehclass.sources.blob import BlobSource
 
-            return BlobSource(open_url(options, where), options.concurrency)
+            return BlobSource(open_url(options, where), options)
         case other:
             raise UsageError(reason=f"{other}:// is no source; name a folder, a container, az://... or https://....")
 

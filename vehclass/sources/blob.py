@@ -10,11 +10,13 @@ from typing import Final
 
 from azure.core.exceptions import AzureError
 
+from vehclass.azure_storage import lease
 from vehclass.azure_storage.containers import Container
 from vehclass.azure_storage.get import get, list_page
+from vehclass.azure_storage.options import BlobOptions
 from vehclass.azure_storage.patience import code_of, patiently, status_of
 from vehclass.errors import ReadError, VehclassError
-from vehclass.records import ImageRef, image_id
+from vehclass.records import ImageRef, LeaseClaim, image_id
 
 PAGE: Final = 5_000  # names, the most that the service lists at a time
 LEAST: Final = 65_536  # bytes that any answer may have, since a refusal has a body, too
@@ -24,11 +26,12 @@ LOOK_LASTS: Final = 5.0  # for so long one look at the service counts for all re
 class BlobSource:
     """The blobs of a container under a prefix, read from several threads at once."""
 
-    def __init__(self, container: Container, concurrency: int) -> None:
+    def __init__(self, container: Container, options: BlobOptions) -> None:
         self._container = container
         self._client, self._line = container.client, container.line
         self.prefix = container.prefix
-        self.concurrency = concurrency
+        self.concurrency = options.concurrency
+        self._leases = options.lease
         self.url = container.url
         self._look_turn = threading.Lock()
         # When the service was last tried, and what was wrong with it.
@@ -46,9 +49,14 @@ class BlobSource:
         marker = ""
         while True:
             found, marker = self._container.ask(partial(list_page, self._line, self.prefix + prefix, marker, PAGE))
-            yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in found]
+            photos = [one for one in found if not one.name.startswith(lease.FOLDER)]
+            yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in photos]
             if not marker:
                 return
+
+    def hold(self, claim: LeaseClaim) -> lease.BlobLease | None:
+        """A lease in the container, where that is asked for and the identity may write; raises LeaseHeld."""
+        return lease.take(self._container, claim) if self._leases else None
 
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vehclass.errors import ReadError, SourceNotFound
-from vehclass.records import ImageRef, image_id
+from vehclass.records import ImageRef, LeaseClaim, image_id
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
 PAGE: Final = 5_000  # as many as Azure lists at a time
@@ -50,6 +50,9 @@ class FolderSource:
                 page = []
         if page:
             yield page
+
+    def hold(self, claim: LeaseClaim) -> None:
+        """Nothing: a folder has no leases."""
 
     def _walk(self, below: str, prefix: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
         folders = []
