@@ -85,12 +85,15 @@ def undisturbed(container: Path) -> list[list[Any]]:
 
 
 def killed_to_the_end(chance: random.Random, start_again: Callable[[], "subprocess.Popen[str]"]) -> int:
-    """Starts a run and kills it at a random moment, again and again, until one comes to its end; how many were killed."""
+    """Starts a run and kills it at a random moment, again and again, until one comes to its end; how many were killed.
+
+    Each is given a little longer than the last, since on a busy machine the first moments may all lie in the start.
+    """
     killed = 0
     while True:
         process = start_again()
         try:
-            _, err = process.communicate(timeout=chance.uniform(0.2, 1.6))
+            _, err = process.communicate(timeout=chance.uniform(0.2, 1.6) + 0.05 * killed)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -41,6 +41,7 @@ class Server:
     def running(self) -> Iterator["Server"]:
         threading.Thread(target=self._accept, daemon=True).start()
         yield self
+        self._listening.shutdown(socket.SHUT_RDWR)  # which wakes whoever accepts
         self._listening.close()
 
     def _accept(self) -> None:
