@@ -45,10 +45,12 @@ def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str
 
         watcher = threading.Thread(target=look)
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        ended.set()
-        watcher.join()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - began
+        finally:
+            ended.set()
+            watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)

@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vehclass.azure_storage.containers import Container, open_container
 from vehclass.azure_storage.lease import FOLDER, take
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.errors import LeaseHeld, LeaseLost, SourceNotFound
+from vehclass.holders import place_of
 from vehclass.records import LeaseClaim
 
 
@@ -35,6 +37,19 @@ def claim(run: str, *, key: str = "photos model store", dead: bool = False) -> L
 
 def leases(client: Any) -> list[Any]:
     return list(client.list_blobs(name_starts_with=FOLDER))
+
+
+def test_a_file_is_the_same_store_by_any_path_and_another_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    here = place_of("sqlite:///r.db")
+    assert here == place_of(f"sqlite:///{tmp_path}/here/r.db")
+    monkeypatch.chdir(tmp_path / "there")
+    assert here != place_of("sqlite:///r.db")
+    assert place_of("mssql://server/db") == "mssql://server/db"
 
 
 class TestTaking:
@@ -64,6 +79,19 @@ class TestTaking:
             first.renew()
         first.free()  # which does nothing to the other's
         second.renew()
+
+    def test_of_two_that_find_it_dead_the_second_breaks_nothing(self, container: Container) -> None:
+        """While one looks whether the holder lives, another has already taken its place."""
+        take(container, claim("one"))
+        winner = []
+
+        def is_dead(holder: str) -> bool:
+            winner.append(take(container, claim("two", dead=True)))
+            return True
+
+        with pytest.raises(LeaseHeld, match="at the same moment"):
+            take(container, replace(claim("three"), is_dead=is_dead))
+        winner[0].renew()
 
     def test_a_holder_nobody_can_tell_of_is_waited_for(self, container: Container, client: Any) -> None:
         take(container, claim("one"))

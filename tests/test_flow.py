@@ -69,6 +69,30 @@ def test_lanes_are_added_while_the_consumer_waits_for_all_of_them() -> None:
     assert together.most == 12
 
 
+def test_no_lane_is_added_while_nothing_comes_at_all() -> None:
+    """A first answer that is late, or a service that asks everybody to wait, is not helped by more who ask."""
+    together = Crowd()
+
+    list(in_lanes(lambda n: together.stay(0.3), range(4), 2, 4, "lane", 12))
+
+    assert together.most <= 3  # one, after the first two
+
+
+def test_a_thread_that_cannot_be_had_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in ("lane-3", "lane-4"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    together = Crowd()
+    found = list(in_lanes(lambda n: together.stay(0.02) or n, range(60), 2, 4, "lane", 12))
+    assert sorted(found) == list(range(60))
+    assert together.most == 3
+
+
 def test_no_lane_is_added_for_a_consumer_that_is_busy_itself() -> None:
     together = Crowd()
 

@@ -15,6 +15,7 @@ from tests.test_pipeline import FACTS, Names, Parity, names
 from vehclass.batch import runs
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import LeaseHeld, LeaseLost, ReadError, StoreError
+from vehclass.holders import place_of
 from vehclass.imaging import Pixels
 from vehclass.model.folder import open_model, write_model
 from vehclass.records import ImageFacts, ImageRef, LeaseClaim, Outcome, RunTicket
@@ -214,7 +215,7 @@ def test_a_lease_at_the_source_that_is_lost_ends_the_run(store: Store, monkeypat
 
     class Guarded(Names):
         def hold(self, claim: LeaseClaim) -> Held:
-            assert claim.key == f"{self.url} a {store.url}"
+            assert claim.key == f"{self.url} a {place_of(store.url)}"
             return Held()
 
         def pages(self, prefix: str) -> Iterator[list[ImageRef]]:

@@ -1,4 +1,4 @@
-"""Who holds a lease, and whether that process is still there: host, process, boot."""
+"""Who holds a lease and on what: whether that process is still there (host, process, boot), and which store it is."""
 
 import os
 import socket
@@ -16,6 +16,13 @@ def is_gone(holder: str) -> bool:
     if host != socket.gethostname() or world != _world() or world == "unknown":
         return False
     return start_ticks(int(pid)) != started
+
+
+def place_of(store: str) -> str:
+    """A store's URL as it is the same for all who mean that store, and another's for those who do not: a file is one of this machine."""
+    if not store.startswith("sqlite:///"):
+        return store
+    return f"{socket.gethostname()} {Path(store.removeprefix('sqlite:///')).resolve()}"
 
 
 def start_ticks(pid: int) -> str:

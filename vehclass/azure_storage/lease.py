@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobClient, BlobLeaseClient
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 FOLDER: Final = ".vehclass/"  # whose blobs are no photos
 SECONDS: Final = 60  # the longest that the service grants, short of for ever
+# What the service says to whoever comes second at the same moment.
+TOO_LATE: Final = frozenset(
+    {"LeaseAlreadyPresent", "LeaseIdMissing", "ConditionNotMet", "LeaseIsBreakingAndCannotBeAcquired"}
+)
 
 
 class BlobLease:
@@ -58,12 +63,15 @@ def take(container: Container, claim: LeaseClaim) -> BlobLease | None:
     try:
         container.ask(partial(_take, blob, lease, claim))
     except AccessDenied:
-        log.info("no lease is taken in %s, since this identity may not write there", container.url)
+        log.warning("no lease is taken in %s, since this identity may not write there", container.url)
         return None
     except SourceNotFound:
         raise
     except UsageError as error:
-        reason = first_line(error.__cause__ if isinstance(error.__cause__, AzureError) else error)
+        cause = error.__cause__
+        if isinstance(cause, AzureError) and code_of(cause) in TOO_LATE:
+            raise LeaseHeld(holder="one that began at the same moment") from error
+        reason = first_line(cause if isinstance(cause, AzureError) else error)
         raise UsageError(
             reason=f"{container.url}/{name} cannot be leased: {reason}. Set blob_lease = false."
         ) from error
@@ -73,19 +81,22 @@ def take(container: Container, claim: LeaseClaim) -> BlobLease | None:
 def _take(blob: BlobClient, lease: Any, claim: LeaseClaim) -> None:
     """Takes the lease, from a dead holder if need be; again does no harm, since a lease knows its own id.
 
-    Who takes it is written first, which a lease of another forbids: a run that is killed in between leaves nothing to wait for.
+    Who takes it is written first, which a lease of another forbids: a run that is killed in between leaves nothing to
+    wait for. What is broken or taken after that is the blob as it was seen, and no later one's: leases leave its etag alone.
     """
     mine = {"holder": claim.holder.encode("ascii", "replace").decode(), "run": claim.run_id}  # as headers can have it
+    unchanged: dict[str, Any] = {"match_condition": MatchConditions.IfNotModified}
     try:
-        blob.upload_blob(b"", overwrite=True, metadata=mine)
+        etag = blob.upload_blob(b"", overwrite=True, metadata=mine)["etag"]
     except HttpResponseError as error:
         if code_of(error) != "LeaseIdMissing":
             raise
-        held = blob.get_blob_properties().metadata
-        holder, run = held.get("holder", ""), held.get("run", "unknown")
+        held = blob.get_blob_properties()
+        etag = held.etag
+        holder, run = held.metadata.get("holder", ""), held.metadata.get("run", "unknown")
         if run != claim.run_id:  # else it is ours, and the answer was lost
             if not holder or not claim.is_dead(holder):
                 raise LeaseHeld(holder=f"{run} on {holder.split(' ')[0] or 'another machine'}") from error
-            lease.break_lease(lease_break_period=0)
-            blob.upload_blob(b"", overwrite=True, metadata=mine)
-    lease.acquire(lease_duration=SECONDS)
+            lease.break_lease(lease_break_period=0, etag=etag, **unchanged)
+            etag = blob.upload_blob(b"", overwrite=True, metadata=mine, etag=etag, **unchanged)["etag"]
+    lease.acquire(lease_duration=SECONDS, etag=etag, **unchanged)

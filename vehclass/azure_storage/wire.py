@@ -162,7 +162,7 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     if length.isdecimal() and int(length) > most:
         raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
     parts, count = list[bytes](), 0
-    piece = min(PIECE, int(length)) if length.isdecimal() else PIECE  # memory is set aside for the whole of one
+    piece = min(PIECE, max(1, int(length))) if length.isdecimal() else PIECE  # memory is set aside for the whole of one
     while part := response.read1(piece):
         parts.append(part)
         count += len(part)

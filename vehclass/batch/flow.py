@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -28,8 +29,8 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
 ) -> Iterator[R]:
     """All results of `work(item)` for each item, on `lanes` threads, as they come, in no promised order.
 
-    Where `most` is larger than `lanes`, a lane is added, up to so many, each time that the consumer waits while all lanes
-    work. At most as many results as there are lanes, and `buffer` more, are held at a time, so memory does not grow with
+    Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the consumer waits
+    while all lanes work: not for a first result, nor while none come at all. At most as many results as there are lanes, and `buffer` more, are held at a time, so memory does not grow with
     the items: a consumer that is slow makes the lanes wait, and items are only pulled by a lane that is free. An
     exception, of `work` or of `items`, stops the pulling; what the other lanes have in hand is still delivered, then the
     exception is raised. A consumer that leaves early ends the lanes.
@@ -74,24 +75,28 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
     def add_lane() -> None:
         number = len(threads)
         at_work.append(False)
-        threads.append(threading.Thread(target=lane, args=(number,), name=f"{name}-{number}", daemon=True))
-        threads[number].start()
+        thread = threading.Thread(target=lane, args=(number,), name=f"{name}-{number}", daemon=True)
+        thread.start()
+        threads.append(thread)
 
-    for _ in range(lanes):
-        add_lane()
     try:
-        running = lanes
+        for _ in range(lanes):
+            add_lane()
+        running, may_grow = lanes, False
         while running:
             try:
-                result = results.get(timeout=_HUNGRY_SECONDS if len(threads) < most else None)
+                result = results.get(timeout=_HUNGRY_SECONDS if may_grow else None)
             except queue.Empty:
                 if all(at_work):
-                    add_lane()
-                    running += 1
+                    may_grow = False
+                    with suppress(RuntimeError):  # no more threads to be had: those that there are do it
+                        add_lane()
+                        running += 1
                 continue
             if result is _ENDED:
                 running -= 1
             else:
+                may_grow = len(threads) < most
                 yield result  # type: ignore[misc]  # what `work` returned
         if errors:
             raise errors[0]

@@ -14,7 +14,7 @@ from typing import Final
 from vehclass.batch.pipeline import Hands, Job, Watch, classify_new
 from vehclass.batch.ports import Hold, Store
 from vehclass.errors import ExitCode, Interrupted, LeaseLost, VehclassError
-from vehclass.holders import identity, is_gone
+from vehclass.holders import identity, is_gone, place_of
 from vehclass.records import Counts, LeaseClaim, RunEnd, RunStart, RunTicket, now
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,9 @@ def _take_leases(hands: Hands) -> list[RunTicket]:
 
 def _hold(hands: Hands, ticket: RunTicket, leases: ExitStack) -> Hold | None:
     """The source's own lease for a ticket, where there is one, given back with the others; raises LeaseHeld."""
-    claim = LeaseClaim(f"{ticket.lease_key} {hands.store.url}", ticket.run_id, identity(), LEASE_SECONDS, _is_gone)
+    claim = LeaseClaim(
+        f"{ticket.lease_key} {place_of(hands.store.url)}", ticket.run_id, identity(), LEASE_SECONDS, _is_gone
+    )
     hold = hands.source.hold(claim)
     if hold is not None:
         leases.callback(hold.free)
@@ -107,7 +109,9 @@ def _recorded(
         renewals.append(hold.renew)
     try:
         store.start_run(start, hands.models[number])
-        with _heartbeat(renewals, watch):
+        with ExitStack() as beating:
+            for renew in renewals:  # each on a thread of its own, since one may wait for longer than another lasts
+                beating.enter_context(_heartbeat(renew, watch))
             yield
     except BaseException as error:
         if not isinstance(error, LeaseLost) or _still_holds(store, ticket):
@@ -164,21 +168,20 @@ def _free(store: Store, ticket: RunTicket) -> None:
 
 
 @contextmanager
-def _heartbeat(renewals: Sequence[Callable[[], None]], watch: Watch) -> Iterator[None]:
-    """Renews leases in the background; one that is lost stops the run, and where it is the store's, its next save refuses."""
+def _heartbeat(renew: Callable[[], None], watch: Watch) -> Iterator[None]:
+    """Renews a lease in the background; one that is lost stops the run, and where it is the store's, its next save refuses."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            for renew in renewals:
-                try:
-                    renew()
-                except LeaseLost as error:
-                    watch.lost = error
-                    watch.stop.set()
-                    return
-                except VehclassError:
-                    continue  # a locked store: the lease outlives several beats, and saving will tell
+            try:
+                renew()
+            except LeaseLost as error:
+                watch.lost = error
+                watch.stop.set()
+                return
+            except VehclassError:
+                continue  # a locked store: the lease outlives several beats, and saving will tell
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -9,19 +9,19 @@ from vehclass.model.frameworks import load_openvino
 
 # What repeats, branches or remembers: a network that looks at one photo needs none, and a made-up one may never end.
 NOT_FOR_PHOTOS: Final = frozenset({"Assign", "If", "Loop", "ReadValue", "TensorIterator"})
-MOST_NUMBERS: Final = 2**30  # that a step of a network may give for a batch: 4 GB in 32 bits
+MOST_NUMBERS: Final = 2**28  # that a step of a network may give for a picture: 1 GB in 32 bits
 
 
-def why_unfit(model: Any) -> str | None:
-    """What makes a graph of a fixed batch one that should not be compiled, if anything: a file may claim what it likes."""
+def why_unfit(model: Any, batch: int) -> str | None:
+    """What makes a graph that should not be compiled of one for batches of so many, if anything: a file may claim what it likes."""
     for op in model.get_ops():
         kind = op.get_type_name()
         if kind in NOT_FOR_PHOTOS:
             return f"has a step ({kind}) that no network for photos needs"
         for answer in op.outputs():
             shape = answer.get_partial_shape()
-            if shape.is_static and prod(shape.to_shape()) > MOST_NUMBERS:
-                return f"has a step ({kind}) whose answer would take {prod(shape.to_shape()) * 4 / 2**30:,.0f} GB"
+            if shape.is_static and prod(shape.to_shape()) > MOST_NUMBERS * batch:
+                return f"has a step ({kind}) that gives {prod(shape.to_shape()) / batch / 1e6:,.0f} million numbers for a picture"
     return None
 
 

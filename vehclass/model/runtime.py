@@ -87,7 +87,7 @@ class OpenVinoRuntime:
             # One fixed shape: the last batch is padded, so that a picture's answer does not depend on
             # how many came with it.
             model.reshape([batch_size, height, width, 3])
-            if reason := why_unfit(model):
+            if reason := why_unfit(model, batch_size):
                 raise ModelRefused(path=folder.path, reason=f"{file.name} {reason}")
             if self.precision.name != INT8:
                 average_by_pooling(model)

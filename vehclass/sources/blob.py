@@ -49,7 +49,9 @@ class BlobSource:
         marker = ""
         while True:
             found, marker = self._container.ask(partial(list_page, self._line, self.prefix + prefix, marker, PAGE))
-            photos = [one for one in found if not one.name.startswith(lease.FOLDER)]
+            photos = [
+                one for one in found if not f"{one.name}/".startswith(lease.FOLDER)
+            ]  # which some accounts list, too
             yield [ImageRef(image_id(self.url, one.name), self.url, *one) for one in photos]
             if not marker:
                 return
