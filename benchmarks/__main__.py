@@ -3,8 +3,9 @@
 Draws photos, makes networks with random weights and 25 labels, and runs each contender in a process of its own,
 alternating, each time on a few photos and on many: the difference is the steady state, without the start. Every figure
 is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores, in the same
-run; the limit is what that allows on all cores, 1 / (1/D + 1/F). Ray Data takes part where it is installed
-(`pip install "ray[data]"`).
+run; the limit is what that allows on all cores, 1 / (1/D + 1/F). Beside it stands what the two reach by turns on every
+core, with nothing else to do. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
+once before each run, so that none depends on what the system still has in memory of them.
 
 `--quick` leaves the others out and compares with benchmarks/figures.json: it fails when the CPU that an image takes,
 as a multiple of the floor, has grown by more than 15 %. A whole run writes that file.
@@ -102,13 +103,16 @@ class Bench:
     def _once(self, words: Sequence[str], count: int, *, watched: bool = False) -> Took:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
+            photos = self._folder(count)
             chosen = {
-                "PHOTOS": self._folder(count),
+                "PHOTOS": photos,
                 "MODEL": self.model,
                 "STORE": folder / "results.db",
                 "COUNT": count,
             }
             filled = [str(chosen.get(word, word)) for word in words]
+            for file in photos.iterdir():
+                file.read_bytes()
             took = run([sys.executable, *filled], folder, _environment(), watched=watched)
             said = json.loads(took.out if words[1] == "vehclass" else took.out.splitlines()[-1])
             done = min(one["classified"] for one in said.get("runs", [said]))  # a document for each of several models
@@ -128,7 +132,7 @@ class Bench:
         return some
 
     def alone(self, *words: str) -> Speed:
-        """A part of our work on all cores, nothing else: decode, or forward in a precision."""
+        """A part of our work on all cores, nothing else: decode, or forward or both by turns in a precision."""
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 "-m",
@@ -168,16 +172,21 @@ def measure(bench: Bench, contenders: dict[str, list[str]], times: int) -> tuple
     """Medians of each contender, with the peak of its memory, and of the parts alone, in turns."""
     peaks = {name: bench.peak(words) for name, words in contenders.items()}
     speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
-    parts: dict[str, list[Speed]] = {
-        name: [] for name in ("decode", *PRECISIONS) if name == "decode" or name in contenders
-    }
+    precisions = [name for name in PRECISIONS if name in contenders]
+    parts: dict[str, list[Speed]] = {name: [] for name in ("decode", *precisions, *map(by_turns, precisions))}
+    asked = {by_turns(name): ("turns", name) for name in precisions} | {name: ("forward", name) for name in precisions}
     for _ in range(times):
         for name, words in contenders.items():
             speeds[name].append(bench.speed(words))
         for name, found in parts.items():
-            found.append(bench.alone("decode") if name == "decode" else bench.alone("forward", name))
+            found.append(bench.alone(*asked.get(name, (name,))))
     medians = {name: replace(median(each), peak_mb=peaks[name]) for name, each in speeds.items()}
     return medians, {name: median(each) for name, each in parts.items()}
+
+
+def by_turns(precision: str) -> str:
+    """The name of decoding and computing by turns."""
+    return f"by turns with {precision}"
 
 
 def median(speeds: Sequence[Speed]) -> Speed:
@@ -210,6 +219,10 @@ def table(title: str, speeds: dict[str, Speed], parts: dict[str, Speed]) -> dict
         )
     alone = ", ".join(f"{name} {one.rate:,.0f}/s ({one.cpu_ms:.2f} ms)" for name, one in parts.items())
     print(f"\nAlone on all cores: {alone}.", flush=True)
+    for name in over:
+        print(
+            f"{name}: {speeds[name].rate / parts[by_turns(name)].rate:.2f} of what the two reach by turns.", flush=True
+        )
     return over
 
 

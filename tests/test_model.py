@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import pytest
 from tests.conftest import SAMPLE, Answer, clean_environment
 from vehclass.errors import ImageError, ModelNotFound, ModelRefused, UsageError
 from vehclass.imaging import decode
+from vehclass.model import runtime as runtime_module
 from vehclass.model.accelerated import best_batch
 from vehclass.model.classifier import Classifier, answers, probabilities
 from vehclass.model.folder import check_keras_file, open_model
-from vehclass.model.runtime import KerasRuntime, is_out_of_memory
+from vehclass.model.runtime import KerasRuntime, OpenVinoRuntime, cores_are_alike, is_out_of_memory
 from vehclass.records import Task
 
 
@@ -269,6 +272,61 @@ def test_two_threads_at_a_time_get_their_own_answers(drawn: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def of_threads(work: Callable[[int], object], count: int) -> None:
+    """Runs `work(number)` in so many threads at once; what one of them raises is raised here."""
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, range(count)))
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["cores alike", "cores of two kinds"])
+def test_openvino_in_many_threads(alike: bool, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets its own answers, the same as alone, bit by bit."""
+    monkeypatch.setattr(runtime_module, "cores_are_alike", lambda: alike)
+    folder = open_model(SAMPLE)
+    runtime = OpenVinoRuntime(folder, 4, 4)
+    pixels = [decode(file.read_bytes(), folder.info.input_size)[0][None] for file in sorted(drawn.rglob("*.jpg"))[:6]]
+    alone = [OpenVinoRuntime(folder, 4, 1).logits(one) for one in pixels]
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            assert (runtime.logits(pixels[number]) == alone[number]).all()
+
+    of_threads(work, 6)  # more than it was told of: the fifth and the sixth have answers as well
+    assert len(runtime._idle) <= 6
+    assert len(runtime._compiled) == (len(runtime._idle) if alike else 1)
+
+
+def test_where_cores_are_alike_a_thread_computes_by_itself() -> None:
+    """Handed to threads of OpenVINO's, a batch waits where two of them are on one core."""
+    if not cores_are_alike():
+        pytest.skip("the cores of this machine are of two kinds, or in two nodes")
+    folder = open_model(SAMPLE)
+    runtime = OpenVinoRuntime(folder, 16, 2)
+    width, height = folder.info.input_size
+    pixels = np.zeros((16, height, width, 3), np.uint8)
+    runtime.logits(pixels)
+    here, everywhere = time.thread_time(), time.process_time()
+    for _ in range(10):
+        runtime.logits(pixels)
+    assert time.thread_time() - here > 0.8 * (time.process_time() - everywhere)
+
+
+@pytest.mark.parametrize(
+    ("there", "alike"),
+    [
+        (["system/cpu"], True),
+        (["system/cpu", "system/node/node0", "system/node/power"], True),
+        (["system/cpu", "system/node/node0", "system/node/node1"], False),
+        (["system/cpu", "system/node/node0", "cpu_core", "cpu_atom"], False),
+        ([], False),
+    ],
+)
+def test_cores_of_one_kind_in_one_node(there: list[str], alike: bool, tmp_path: Path) -> None:
+    for folder in there:
+        (tmp_path / folder).mkdir(parents=True)
+    assert cores_are_alike(tmp_path) is alike
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:

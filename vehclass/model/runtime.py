@@ -6,6 +6,8 @@ called from `lanes` threads at once; it says how many pictures it likes in a bat
 
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -64,14 +66,28 @@ def fewer_bits_here() -> list[str]:
     return [BF16] if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
 
 
-def _gpu_may_exist() -> bool:
-    from pathlib import Path
+def cores_are_alike(system: Path = Path("/sys/devices")) -> bool:
+    """Whether every core is as near to all memory and as quick as the others.
 
+    Where they are not, OpenVINO ties a network of one stream to the first node, or to the quick cores; so it does
+    nowhere else, but only Linux says which it is.
+    """
+    nodes = [node for node in system.glob("system/node/node*") if node.name[4:].isdigit()]
+    return (system / "system/cpu").is_dir() and len(nodes) <= 1 and not (system / "cpu_atom").exists()
+
+
+def _gpu_may_exist() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 class OpenVinoRuntime:
-    """The CPU's runtime: every thread that calls it has a stream and a request of its own."""
+    """The CPU's runtime: every thread that calls it computes by itself, on a network that it has to itself meanwhile.
+
+    OpenVINO's own way, a network with a stream for each thread, hands each batch to threads of its own. A core then
+    stands idle for up to 16 ms whenever the system has put two of them on one: 3 % of two cores' time with
+    MobileNetV3Small. A network of one stream computes in the thread that calls it, so there is one for each, made when
+    it is first needed; together they take less memory than the streams did.
+    """
 
     name = "openvino"
 
@@ -91,23 +107,26 @@ class OpenVinoRuntime:
                 raise ModelRefused(path=folder.path, reason=f"{file.name} {reason}")
             if self.precision.name != INT8:
                 average_by_pooling(model)
-            self._compiled = core.compile_model(
+            self._alone = cores_are_alike()
+            streams = 1 if self._alone else threads
+            self._compile: Callable[[], Any] = lambda: core.compile_model(
                 model,
                 "CPU",
                 {
                     # Said, since OpenVINO takes bfloat16 by itself where the processor has it. What is left of an
                     # 8-bit network in floating point stays in 32 bits.
                     "INFERENCE_PRECISION_HINT": BF16 if self.precision.name == BF16 else F32,
-                    "NUM_STREAMS": threads,
-                    "INFERENCE_NUM_THREADS": threads,
+                    "NUM_STREAMS": streams,
+                    "INFERENCE_NUM_THREADS": streams,
                     "ENABLE_CPU_PINNING": False,
                 },
             )
+            self._compiled = [self._compile()]
         except RuntimeError as error:
             raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {file.name} ({error})") from error
         self.batch_size = batch_size
         self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, {self.precision.name}"
-        self._local = threading.local()
+        self._idle = [self._compiled[0].create_infer_request()]
         self._first = threading.Lock()
         self._started = False
 
@@ -124,13 +143,20 @@ class OpenVinoRuntime:
         return answer
 
     def _infer(self, pixels: Pixels) -> Logits:
-        request: Any = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
+        try:
+            request = self._idle.pop()
+        except IndexError:  # more threads at a time than ever before
+            request = self._another()
         count = len(pixels)
         request.infer([_padded(pixels, self.batch_size)], share_inputs=True)
         answer: Logits = request.get_output_tensor(0).data[:count].copy()
+        self._idle.append(request)
         return answer
+
+    def _another(self) -> Any:
+        if self._alone:
+            self._compiled.append(self._compile())
+        return self._compiled[-1].create_infer_request()
 
 
 class KerasRuntime:
