@@ -29,11 +29,12 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
 ) -> Iterator[R]:
     """All results of `work(item)` for each item, on `lanes` threads, as they come, in no promised order.
 
-    Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the consumer waits
-    while all lanes work: not for a first result, nor while none come at all. At most as many results as there are lanes, and `buffer` more, are held at a time, so memory does not grow with
-    the items: a consumer that is slow makes the lanes wait, and items are only pulled by a lane that is free. An
-    exception, of `work` or of `items`, stops the pulling; what the other lanes have in hand is still delivered, then the
-    exception is raised. A consumer that leaves early ends the lanes.
+    Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the
+    consumer waits while all lanes work: not for a first result, nor while none come at all. At most as many results as
+    there are lanes, and `buffer` more, are held at a time, so memory does not grow with the items: a consumer that is
+    slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`,
+    stops the pulling; what the other lanes have in hand is still delivered, then the exception is raised. A consumer
+    that leaves early ends the lanes.
     """
     results: queue.Queue[object] = queue.Queue(buffer)
     source = iter(items)
