@@ -85,6 +85,20 @@ def test_an_answer_comes_whole_and_its_connection_serves_the_next() -> None:
     assert "Accept-Encoding: identity" in first
 
 
+@pytest.mark.parametrize(
+    ("sent", "content"),
+    [
+        (b"Content-Length: 0\r\n\r\n", b""),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n3\r\n of\r\n6\r\n a car\r\n0\r\n\r\n", b"photo of a car"),
+    ],
+)
+def test_a_body_of_any_kind_leaves_its_connection_ready(sent: bytes, content: bytes) -> None:
+    with Server(lambda connection, lines: connection.sendall(b"HTTP/1.1 200 OK\r\n" + sent)).running() as server:
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        assert [get(line, "a/b.jpg", {}, {}, 100).content for _ in range(3)] == [content] * 3
+    assert server.connections == 1
+
+
 def test_a_body_that_drips_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LEAST_SECONDS", 0.5)
 

@@ -24,7 +24,7 @@ TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 def patiently(request: Callable[[], T]) -> T:
     """Runs a request, again where that may help."""
-    return Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)(request)
+    return _again(request)
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -72,3 +72,7 @@ def _hint(error: BaseException | None) -> float | None:
         except (KeyError, ValueError):
             continue
     return None
+
+
+# One for all threads, since making it takes as long as a request's signature; what it remembers, it does by thread.
+_again: Final = Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)

@@ -96,6 +96,7 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         adapter.cert_verify(self._pool, endpoint, found["verify"], found["cert"])
         connection = self._pool.ConnectionCls
         self._pool.ConnectionCls = type(connection.__name__, (connection,), {"response_class": _TimedResponse})
+        self._origin = "/".join(endpoint.split("/", 3)[:3])
         # A proxy for what is not encrypted is told the whole URL; any other way leads to the server itself.
         self._whole_urls = self._pool.proxy is not None and self._pool.scheme == "http"
 
@@ -123,11 +124,10 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         Raises ServiceRequestError for a server that cannot be reached, ServiceResponseError for one that does not
         answer, and BrokenOff for an answer that does not end, or not within bounds.
         """
-        url = urllib3.util.parse_url(request.url)
         try:
             response = self._pool.urlopen(
                 request.method,
-                url.url if self._whole_urls else url.request_uri,
+                request.url if self._whole_urls else request.url.removeprefix(self._origin),
                 headers=dict(request.headers),
                 timeout=urllib3.Timeout(connection_timeout, read_timeout),
                 retries=False,
@@ -159,13 +159,17 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     length = response.headers.get("Content-Length", "")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise IncompleteReadError("it is compressed, which nobody asked for")
-    if length.isdecimal() and int(length) > most:
-        raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
+    if length.isdecimal():
+        if int(length) > most:
+            raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
+        content = response.read(max(1, int(length)))  # asked for none, it would not see that this is the end
+        if len(content) != int(length):
+            raise IncompleteReadError(f"{len(content)} of {length} bytes arrived")
+        return content
     parts, count = list[bytes](), 0
-    piece = min(PIECE, max(1, int(length))) if length.isdecimal() else PIECE  # memory is set aside for the whole of one
-    while part := response.read1(piece):
+    while part := response.read(PIECE):
         parts.append(part)
         count += len(part)
         if count > most:
             raise IncompleteReadError(f"more than {most} bytes arrived")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
