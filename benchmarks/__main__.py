@@ -243,14 +243,14 @@ def prepare(work: Path, of: Photos, backbone: str) -> Bench:
     return Bench(photos, model, of)
 
 
-def whole(work: Path, times: int, sets: Sequence[Photos]) -> None:
+def whole(work: Path, times: int, sets: Sequence[Photos], networks: Sequence[str]) -> None:
     """Every contender on every set with every network; what was measured replaces its like in figures.json."""
     there = [name for name in PEERS if name != "ray_data" or importlib.util.find_spec("ray") is not None]
     contenders = {name: ours(name) for name in PRECISIONS}
     contenders |= {name: ["-m", "benchmarks.contenders", name, "PHOTOS", "MODEL", "STORE", "COUNT"] for name in there}
     figures = {}
     for of in sets:
-        for backbone in NETWORKS:
+        for backbone in networks:
             speeds, parts = measure(prepare(work, of, backbone), contenders, times)
             figures[f"{backbone}, {of.name}"] = table(f"{backbone}, {of.name}", speeds, parts)
     rounded = {title: {name: round(share, 3) for name, share in over.items()} for title, over in figures.items()}
@@ -278,13 +278,15 @@ def main() -> None:
     )
     asked.add_argument("--times", type=int, default=5)
     asked.add_argument("--set", choices=[of.name for of in SETS], help="one set of photos instead of all")
+    asked.add_argument("--network", choices=NETWORKS, help="one network instead of all")
     options = asked.parse_args()
     print(f"Measured on {describe()}.")
     with tempfile.TemporaryDirectory() as folder:
         if options.quick:
             sys.exit(quick(Path(folder)))
         sets = SMALL if options.small else SETS
-        whole(Path(folder), options.times, [of for of in sets if options.set in (None, of.name)])
+        networks = [options.network] if options.network else NETWORKS
+        whole(Path(folder), options.times, [of for of in sets if options.set in (None, of.name)], networks)
 
 
 if __name__ == "__main__":

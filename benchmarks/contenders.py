@@ -5,6 +5,7 @@ file, as its documentation suggests doing it. `decode` and `forward` are the flo
 forward pass alone, on all cores, nothing else; `turns` is one after the other on every core. Each prints a line of JSON when it is ready to work and one at the end.
 """
 
+import itertools
 import json
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 BATCH = 32
+ROUNDS = 12  # batches that each core gets at least, as many as any other: with few, some stand idle in the last
 CREATE = "CREATE TABLE result (name TEXT, label INTEGER, probability REAL, PRIMARY KEY (name, label)) WITHOUT ROWID"
 
 
@@ -143,7 +145,7 @@ def forward(folder: Path, count: int, precision: str) -> tuple[float, float, int
     runtime, cores = runtime_of(folder, precision), os.cpu_count() or 1
     side = side_of(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, side, side, 3), np.uint8)
-    batches = [pixels] * max(2 * cores, count // runtime.batch_size)
+    batches = [pixels] * (cores * max(ROUNDS, count // runtime.batch_size // cores))
     runtime.logits(pixels)
     on_all_cores(batches[: 2 * cores], lambda one: runtime.logits(one) is None)
     return *on_all_cores(batches, lambda one: runtime.logits(one) is None), len(batches) * runtime.batch_size
@@ -155,14 +157,17 @@ def turns(photos: Path, folder: Path, count: int, precision: str) -> tuple[float
 
     runtime, size = runtime_of(folder, precision), (side_of(folder),) * 2
     data = [file.read_bytes() for file in files_of(photos, count)]
-    batches = [data[at : at + runtime.batch_size] for at in range(0, len(data), runtime.batch_size)]
+    cores = os.cpu_count() or 1
+    rounds = max(ROUNDS, len(data) // runtime.batch_size // cores)
+    some = itertools.cycle(data)
+    batches = [list(itertools.islice(some, runtime.batch_size)) for _ in range(cores * rounds)]
 
     def turn(batch: list[bytes]) -> None:
         runtime.logits(np.stack([ours(one, size)[0] for one in batch]))
 
     turn(batches[0])
-    on_all_cores(batches[: 2 * (os.cpu_count() or 1)], turn)
-    return *on_all_cores(batches, turn), len(data)
+    on_all_cores(batches[:cores], turn)
+    return *on_all_cores(batches, turn), len(batches) * runtime.batch_size
 
 
 def runtime_of(folder: Path, precision: str) -> Any:

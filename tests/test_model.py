@@ -294,8 +294,8 @@ def test_openvino_in_many_threads(alike: bool, drawn: Path, monkeypatch: pytest.
             assert (runtime.logits(pixels[number]) == alone[number]).all()
 
     of_threads(work, 6)  # more than it was told of: the fifth and the sixth have answers as well
-    assert len(runtime._idle) <= 6
-    assert len(runtime._compiled) == (len(runtime._idle) if alike else 1)
+    made = len(runtime._compiled)
+    assert (1 < made <= 6) if alike else made == 1
 
 
 def test_where_cores_are_alike_a_thread_computes_by_itself() -> None:
@@ -320,12 +320,17 @@ def test_where_cores_are_alike_a_thread_computes_by_itself() -> None:
         (["system/cpu", "system/node/node0", "system/node/power"], True),
         (["system/cpu", "system/node/node0", "system/node/node1"], False),
         (["system/cpu", "system/node/node0", "cpu_core", "cpu_atom"], False),
+        (["system/cpu/cpu0=1024", "system/cpu/cpu1=1024"], True),
+        (["system/cpu/cpu0=1024", "system/cpu/cpu1=446"], False),
         ([], False),
     ],
 )
 def test_cores_of_one_kind_in_one_node(there: list[str], alike: bool, tmp_path: Path) -> None:
     for folder in there:
-        (tmp_path / folder).mkdir(parents=True)
+        name, _, capacity = folder.partition("=")
+        (tmp_path / name).mkdir(parents=True)
+        if capacity:
+            (tmp_path / name / "cpu_capacity").write_text(f"{capacity}\n")
     assert cores_are_alike(tmp_path) is alike
 
 

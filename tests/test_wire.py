@@ -89,6 +89,7 @@ def test_an_answer_comes_whole_and_its_connection_serves_the_next() -> None:
     ("sent", "content"),
     [
         (b"Content-Length: 0\r\n\r\n", b""),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n3\r\n of\r\n0\r\n\r\n", b"photo of"),
         (b"Transfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n3\r\n of\r\n6\r\n a car\r\n0\r\n\r\n", b"photo of a car"),
     ],
 )

@@ -159,7 +159,7 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     length = response.headers.get("Content-Length", "")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise IncompleteReadError("it is compressed, which nobody asked for")
-    if length.isdecimal():
+    if length.isdecimal() and "Transfer-Encoding" not in response.headers:  # with both, the length means nothing
         if int(length) > most:
             raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
         content = response.read(max(1, int(length)))  # asked for none, it would not see that this is the end

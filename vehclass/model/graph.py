@@ -9,11 +9,11 @@ from vehclass.model.frameworks import load_openvino
 
 # What repeats, branches or remembers: a network that looks at one photo needs none, and a made-up one may never end.
 NOT_FOR_PHOTOS: Final = frozenset({"Assign", "If", "Loop", "ReadValue", "TensorIterator"})
-MOST_NUMBERS: Final = 2**28  # that a step of a network may give for a picture: 1 GB in 32 bits
+MOST_NUMBERS: Final = 2**26  # that a step of a network may give for a picture: 4 GB in 32 bits for a batch of 16
 
 
 def why_unfit(model: Any, batch: int) -> str | None:
-    """What makes a graph that should not be compiled of one for batches of so many, if anything: a file may claim what it likes."""
+    """Why a graph, shaped for batches of so many, should not be compiled, if at all: a file may claim what it likes."""
     for op in model.get_ops():
         kind = op.get_type_name()
         if kind in NOT_FOR_PHOTOS:

@@ -26,6 +26,7 @@ Logits = NDArray[np.float32]
 # Measured on two cores with three backbones: on a CPU larger batches are no quicker, or slower since they leave the
 # caches, and take a quarter more memory; on a GPU they are the point, and are found by trying.
 CPU_BATCH: Final = 16
+MOST_OF_COPIES: Final = 2**30  # bytes of weights, of the networks of all threads
 IN_FLIGHT: Final = 2  # batches that a GPU has at a time, so that one is copied while another is computed
 
 
@@ -70,10 +71,12 @@ def cores_are_alike(system: Path = Path("/sys/devices")) -> bool:
     """Whether every core is as near to all memory and as quick as the others.
 
     Where they are not, OpenVINO ties a network of one stream to the first node, or to the quick cores; so it does
-    nowhere else, but only Linux says which it is.
+    nowhere else, but only Linux says which it is: Intel's two kinds by a device, ARM's by a figure for each core.
     """
     nodes = [node for node in system.glob("system/node/node*") if node.name[4:].isdigit()]
-    return (system / "system/cpu").is_dir() and len(nodes) <= 1 and not (system / "cpu_atom").exists()
+    speeds = {file.read_text() for file in system.glob("system/cpu/cpu*/cpu_capacity")}
+    two_kinds = (system / "cpu_atom").exists() or len(speeds) > 1
+    return (system / "system/cpu").is_dir() and len(nodes) <= 1 and not two_kinds
 
 
 def _gpu_may_exist() -> bool:
@@ -86,7 +89,7 @@ class OpenVinoRuntime:
     OpenVINO's own way, a network with a stream for each thread, hands each batch to threads of its own. A core then
     stands idle for up to 16 ms whenever the system has put two of them on one: 3 % of two cores' time with
     MobileNetV3Small. A network of one stream computes in the thread that calls it, so there is one for each, made when
-    it is first needed; together they take less memory than the streams did.
+    it is first needed. Streams share the weights, which networks do not: where that is too much, it is streams after all.
     """
 
     name = "openvino"
@@ -107,7 +110,8 @@ class OpenVinoRuntime:
                 raise ModelRefused(path=folder.path, reason=f"{file.name} {reason}")
             if self.precision.name != INT8:
                 average_by_pooling(model)
-            self._alone = cores_are_alike()
+            copies = threads * file.with_suffix(".bin").stat().st_size
+            self._alone = copies <= MOST_OF_COPIES and cores_are_alike()
             streams = 1 if self._alone else threads
             self._compile: Callable[[], Any] = lambda: core.compile_model(
                 model,
@@ -124,23 +128,26 @@ class OpenVinoRuntime:
             self._compiled = [self._compile()]
         except RuntimeError as error:
             raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {file.name} ({error})") from error
+        self._path = folder.path
         self.batch_size = batch_size
-        self.device = f"CPU, {threads} stream{'s' if threads != 1 else ''}, {self.precision.name}"
+        self.device = f"CPU, {threads} thread{'s' if threads != 1 else ''}, {self.precision.name}"
         self._idle = [self._compiled[0].create_infer_request()]
         self._first = threading.Lock()
-        self._started = False
+        self._started = threading.Event()
 
     def logits(self, pixels: Pixels) -> Logits:
         """See Runtime."""
-        if self._started:
+        if self._started.is_set():
             return self._infer(pixels)
         # The first call of a process goes alone: OpenVINO's Python module finishes its set-up in it, and two
         # threads that do so at once wait for each other for ever, one for Python's lock and one for the
         # set-up's (5 of 30 processes with four threads hung, with openvino 2026.4).
         with self._first:
-            answer = self._infer(pixels)
-            self._started = True
-        return answer
+            if not self._started.is_set():
+                answer = self._infer(pixels)
+                self._started.set()
+                return answer
+        return self._infer(pixels)
 
     def _infer(self, pixels: Pixels) -> Logits:
         try:
@@ -148,15 +155,23 @@ class OpenVinoRuntime:
         except IndexError:  # more threads at a time than ever before
             request = self._another()
         count = len(pixels)
-        request.infer([_padded(pixels, self.batch_size)], share_inputs=True)
-        answer: Logits = request.get_output_tensor(0).data[:count].copy()
-        self._idle.append(request)
+        try:
+            request.infer([_padded(pixels, self.batch_size)], share_inputs=True)
+            answer: Logits = request.get_output_tensor(0).data[:count].copy()
+        finally:
+            self._idle.append(request)
         return answer
 
     def _another(self) -> Any:
+        compiled = self._compiled[0]
         if self._alone:
-            self._compiled.append(self._compile())
-        return self._compiled[-1].create_infer_request()
+            try:
+                compiled = self._compile()
+            except RuntimeError as error:
+                reason = f"OpenVINO cannot make another network of it for another thread ({error}). Try fewer --threads"
+                raise ModelRefused(path=self._path, reason=reason) from error
+            self._compiled.append(compiled)
+        return compiled.create_infer_request()
 
 
 class KerasRuntime:
