@@ -100,32 +100,25 @@ def test_a_body_of_any_kind_leaves_its_connection_ready(sent: bytes, content: by
     assert server.connections == 1
 
 
-def test_a_body_that_drips_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", BrokenOff),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", ServiceResponseError),
+    ],
+    ids=["body", "headers"],
+)
+def test_what_drips_is_not_waited_for(first: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LEAST_SECONDS", 0.5)
 
     def drip(connection: socket.socket, lines: list[str]) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        connection.sendall(first)
         for _ in range(1000):
             connection.sendall(b"x")
             time.sleep(0.02)
 
     began = time.monotonic()
-    with Server(drip).running() as server, pytest.raises(BrokenOff, match="timed out"):
-        ask(f"http://127.0.0.1:{server.port}/account/container")
-    assert time.monotonic() - began < 5
-
-
-def test_headers_that_drip_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LEAST_SECONDS", 0.5)
-
-    def drip(connection: socket.socket, lines: list[str]) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
-        for _ in range(1000):
-            connection.sendall(b"x")
-            time.sleep(0.02)
-
-    began = time.monotonic()
-    with Server(drip).running() as server, pytest.raises(ServiceResponseError, match="timed out"):
+    with Server(drip).running() as server, pytest.raises(error, match="timed out"):
         ask(f"http://127.0.0.1:{server.port}/account/container")
     assert time.monotonic() - began < 5
 
