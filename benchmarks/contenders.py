@@ -2,7 +2,8 @@
 
 Each classifies the first COUNT photos of a folder by MODEL's Keras network and writes all probabilities to a SQLite
 file, as its documentation suggests doing it. `decode` and `forward` are the floor: our own decoding alone and our own
-forward pass alone, on all cores, nothing else; `turns` is one after the other on every core. Each prints a line of JSON when it is ready to work and one at the end.
+forward pass alone, on all cores, nothing else; `turns` is one after the other on every core. Each prints a line of JSON
+at its end.
 """
 
 import itertools

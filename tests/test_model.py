@@ -280,10 +280,17 @@ def of_threads(work: Callable[[int], object], count: int) -> None:
         list(pool.map(work, range(count)))
 
 
-@pytest.mark.parametrize("alike", [True, False], ids=["cores alike", "cores of two kinds"])
-def test_openvino_in_many_threads(alike: bool, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("alike", "room", "shared"),
+    [(True, 2**30, False), (False, 2**30, True), (True, 2**20, True)],
+    ids=["cores alike", "cores of two kinds", "no room for copies"],
+)
+def test_openvino_in_many_threads(
+    alike: bool, room: int, shared: bool, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each gets its own answers, the same as alone, bit by bit."""
     monkeypatch.setattr(runtime_module, "cores_are_alike", lambda: alike)
+    monkeypatch.setattr(runtime_module, "MOST_OF_COPIES", room)
     folder = open_model(SAMPLE)
     runtime = OpenVinoRuntime(folder, 4, 4)
     pixels = [decode(file.read_bytes(), folder.info.input_size)[0][None] for file in sorted(drawn.rglob("*.jpg"))[:6]]
@@ -295,7 +302,20 @@ def test_openvino_in_many_threads(alike: bool, drawn: Path, monkeypatch: pytest.
 
     of_threads(work, 6)  # more than it was told of: the fifth and the sixth have answers as well
     made = len(runtime._compiled)
-    assert (1 < made <= 6) if alike else made == 1
+    assert made == 1 if shared else 1 < made <= 6
+
+
+def test_no_room_for_another_thread_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_module, "cores_are_alike", lambda: True)
+    runtime = OpenVinoRuntime(open_model(SAMPLE), 1, 2)
+
+    def full() -> None:
+        raise RuntimeError("bad allocation")
+
+    monkeypatch.setattr(runtime, "_compile", full)
+    runtime._idle.clear()
+    with pytest.raises(UsageError, match=r"once more, for another thread \(bad allocation\). Set fewer threads"):
+        runtime.logits(np.zeros((1, 160, 160, 3), np.uint8))
 
 
 def test_where_cores_are_alike_a_thread_computes_by_itself() -> None:

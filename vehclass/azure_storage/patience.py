@@ -74,5 +74,5 @@ def _hint(error: BaseException | None) -> float | None:
     return None
 
 
-# One for all threads, since making it takes as long as a request's signature; what it remembers, it does by thread.
+# One for all requests and threads: what it remembers, it does by thread.
 _again: Final = Retrying(retry=retry_if_exception(_may_help), stop=_enough, wait=_pause, reraise=True)

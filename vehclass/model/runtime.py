@@ -128,7 +128,6 @@ class OpenVinoRuntime:
             self._compiled = [self._compile()]
         except RuntimeError as error:
             raise ModelRefused(path=folder.path, reason=f"OpenVINO cannot run {file.name} ({error})") from error
-        self._path = folder.path
         self.batch_size = batch_size
         self.device = f"CPU, {threads} thread{'s' if threads != 1 else ''}, {self.precision.name}"
         self._idle = [self._compiled[0].create_infer_request()]
@@ -168,8 +167,8 @@ class OpenVinoRuntime:
             try:
                 compiled = self._compile()
             except RuntimeError as error:
-                reason = f"OpenVINO cannot make another network of it for another thread ({error}). Try fewer --threads"
-                raise ModelRefused(path=self._path, reason=reason) from error
+                reason = f"OpenVINO cannot make the network once more, for another thread ({error}). Set fewer threads."
+                raise UsageError(reason=reason) from error
             self._compiled.append(compiled)
         return compiled.create_infer_request()
 
