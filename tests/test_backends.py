@@ -33,6 +33,24 @@ def classified(vehclass: Callable[..., Answer], photos: Path, store: Path, *word
     return shares(store)
 
 
+def test_a_backend_that_is_not_there_is_named(tmp_path: Path, vehclass: Callable[..., Answer]) -> None:
+    words = (
+        "classify-batch",
+        "-c",
+        tmp_path,
+        "-m",
+        SAMPLE,
+        "--store",
+        f"sqlite:///{tmp_path}/r.db",
+        "--runtime",
+        "keras",
+    )
+    answer = vehclass(*words, KERAS_BACKEND="abacus")
+    assert answer.code == 2
+    assert "backend abacus" in answer.err
+    assert "set KERAS_BACKEND to tensorflow" in answer.err
+
+
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_backend_answers_as_openvino_does(
     backend: str, drawn: Path, tmp_path: Path, vehclass: Callable[..., Answer]

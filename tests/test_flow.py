@@ -256,16 +256,41 @@ class TestGathered:
 def test_an_error_of_one_ends_the_others_that_have_many_to_give() -> None:
     given = []
 
-    def work(name: str) -> Iterator[int]:
-        if name == "broken":
-            time.sleep(0.1)
-            raise ValueError("broken")
-        for n in range(10_000):
-            given.append(n)
-            yield n
-            time.sleep(0.001)
+    def work(names: Iterator[str]) -> Iterator[int]:
+        for name in names:
+            if name == "broken":
+                time.sleep(0.1)
+                raise ValueError("broken")
+            for n in range(10_000):
+                given.append(n)
+                yield n
+                time.sleep(0.001)
 
     with pytest.raises(ValueError, match="broken"):
         list(spread(work, ["endless", "broken"], 2, 3, "lane"))
     assert len(given) < 5_000
+    assert not alive("lane-")
+
+
+def test_what_lanes_have_put_by_is_delivered_when_the_items_break_off() -> None:
+    together = threading.Barrier(2, timeout=5)
+
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3, 4)
+        raise ConnectionError("gone")
+
+    def work(own: Iterator[int]) -> Iterator[list[int]]:
+        kept = []
+        for n in own:
+            kept.append(n)
+            if len(kept) == 1:
+                together.wait()  # so that each lane has some
+        yield kept
+
+    found: list[int] = []
+    with pytest.raises(ConnectionError, match="gone"):
+        for kept in spread(work, items(), 2, 2, "lane"):
+            assert kept
+            found += kept
+    assert sorted(found) == [1, 2, 3, 4]
     assert not alive("lane-")

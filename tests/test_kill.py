@@ -131,7 +131,7 @@ def kill_with_cosmos(kills: int, container: Path, cosmos: Cosmos) -> None:
     def run(url: str) -> "subprocess.Popen[str]":
         return start(container, url, AZURE_COSMOS_KEY=cosmos.KEY)
 
-    whole = cosmos.url("whole")
+    whole = cosmos.url(f"whole-{kills}")  # one account serves several tests
     process = run(whole)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
@@ -140,7 +140,7 @@ def kill_with_cosmos(kills: int, container: Path, cosmos: Cosmos) -> None:
     chance = random.Random(SEED)
     killed = rounds = 0
     while killed < kills:
-        url = cosmos.url(f"kill{rounds}")
+        url = cosmos.url(f"kill-{kills}-{rounds}")
         killed += killed_to_the_end(chance, lambda url=url: run(url))  # type: ignore[misc]  # bound now
         assert held(url) == expected
         rounds += 1

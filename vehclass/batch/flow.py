@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -16,25 +16,30 @@ _HUNGRY_SECONDS: Final = 0.005  # a consumer that waits for longer than this get
 
 def in_lanes(
     work: Callable[[T], R], items: Iterable[T], lanes: int, buffer: int, name: str, most: int = 0
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """`work(item)` for each item on `lanes` threads; results as they come, in no promised order.
 
     With one lane it is a prefetch; the rest is as in `spread`.
     """
-    return spread(lambda item: (work(item),), items, lanes, buffer, name, most)
+    return spread(lambda own: map(work, own), items, lanes, buffer, name, most)
 
 
 def spread(  # noqa: C901  (one protocol, easier to check in one place)
-    work: Callable[[T], Iterable[R]], items: Iterable[T], lanes: int, buffer: int, name: str, most: int = 0
-) -> Iterator[R]:
-    """All results of `work(item)` for each item, on `lanes` threads, as they come, in no promised order.
+    work: Callable[[Iterator[T]], Iterable[R]],
+    items: Iterable[T],
+    lanes: int,
+    buffer: int,
+    name: str,
+    most: int = 0,
+) -> Generator[R, None, None]:
+    """All results of `work(items)` on each of `lanes` threads, which share the items, as they come, in no promised order.
 
     Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the
     consumer waits while all lanes work: not for a first result, nor while none come at all. At most as many results as
     there are lanes, and `buffer` more, are held at a time, so memory does not grow with the items: a consumer that is
     slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`,
-    stops the pulling; what the other lanes have in hand is still delivered, then the exception is raised. A consumer
-    that leaves early ends the lanes.
+    ends the items for every lane; what the lanes have in hand is still delivered, then the exception is raised. A
+    consumer that leaves early ends the lanes.
     """
     results: queue.Queue[object] = queue.Queue(buffer)
     source = iter(items)
@@ -53,19 +58,27 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
             except queue.Full:
                 continue
 
-    def lane(number: int) -> None:
-        try:
-            while not closed.is_set():
+    def pulled(number: int) -> Iterator[T]:
+        while True:
+            at_work[number] = False
+            try:
                 with turn:
                     item = _ENDED if closed.is_set() else next(source, _ENDED)
-                if item is _ENDED:
+            except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
+                closed.set()
+                errors.append(error)
+                return
+            if item is _ENDED:
+                return
+            at_work[number] = True
+            yield item  # type: ignore[misc]  # an item, since it is not the end
+
+    def lane(number: int) -> None:
+        try:
+            for result in work(pulled(number)):
+                deliver(result)
+                if closed.is_set():
                     break
-                at_work[number] = True
-                for result in work(item):  # type: ignore[arg-type]  # an item, since it is not the end
-                    deliver(result)
-                    if closed.is_set():
-                        break
-                at_work[number] = False
         except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
             closed.set()
             errors.append(error)

@@ -1,6 +1,6 @@
 """From a container to rows: list -> which are new? -> read -> decode -> classify -> save.
 
-Each lane decodes a batch and runs it through the network by itself, so that on a CPU every core is busy
+Each lane decodes and runs what it has decoded through the network by itself, so that on a CPU every core is busy
 with one or the other, and a GPU is fed by whichever lane is ready. One photo in, one outcome out.
 """
 
@@ -12,7 +12,7 @@ from datetime import datetime
 from signal import SIGINT, Signals
 from typing import Final
 
-from vehclass.batch.batches import Read, Todo, classify_batch
+from vehclass.batch.batches import Read, Todo, Turn
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
 from vehclass.batch.listing import Listing
 from vehclass.batch.marks import Marks
@@ -186,7 +186,7 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
     """The images to classify, page by page, with the listing running a little ahead."""
     progress, images = watch.progress, 0
     for page in spread(
-        lambda prefix: new_pages(prefix, job, hands, listing, watch),
+        lambda prefixes: (new for prefix in prefixes for new in new_pages(prefix, job, hands, listing, watch)),
         job.prefixes,
         min(LISTINGS, len(job.prefixes)),
         PAGES_AHEAD,
@@ -266,11 +266,18 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
                 return Read(*todo, error=error)
             raise
 
-    def classify(batch: list[Read]) -> list[tuple[int, Outcome]]:
-        try:
-            return [] if watch.stop.is_set() else classify_batch(batch, hands.decode, classifiers, watch.profile)
-        finally:
-            memory.give_back(sum(one.ref.size for one in batch if one.error is None))
+    def classify(batches: Iterator[list[Read]]) -> Iterator[list[tuple[int, Outcome]]]:
+        turn = Turn(hands.decode, classifiers, watch.profile)
+        for batch in batches:
+            if watch.stop.is_set():
+                break
+            try:
+                turn.take(batch)
+            finally:
+                memory.give_back(sum(one.ref.size for one in batch if one.error is None))
+            if turn.is_over:
+                yield turn.outcomes()
+        yield turn.outcomes()
 
     # A whole batch is read ahead, so that a lane that begins one finds it there; how many bytes, `memory` says.
     most = min(classifier.batch_size for classifier in classifiers)
@@ -278,11 +285,12 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
     reads = in_lanes(read, todos, readers, max(readers, most), "read", source.concurrency)
     batches = batched(reads, most, lambda one: len(one.data), BATCH_BYTES)
     try:
-        for outcomes in in_lanes(classify, batches, job.lanes, 1, "classify"):
+        for outcomes in spread(classify, batches, job.lanes, 1, "classify"):
             if outcomes:
                 yield outcomes
     finally:
-        memory.close()
+        memory.close()  # before the readers are waited for: some may wait for room
+        reads.close()
 
 
 def count_new(job: Job, hands: Hands, watch: Watch) -> list[Todo]:

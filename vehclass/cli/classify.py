@@ -26,7 +26,7 @@ def classify(
     from functools import partial
 
     from vehclass import imaging
-    from vehclass.batch.batches import Read, classify_batch
+    from vehclass.batch.batches import Read, Turn
     from vehclass.errors import ReadError
     from vehclass.model.classifier import Classifier
     from vehclass.records import ImageRef, now
@@ -46,10 +46,10 @@ def classify(
 
     classifier = Classifier.open(folder, kind=settings.runtime, threads=1, precision=settings.precision)
     decode = partial(imaging.decode, formats=settings.image_formats, max_pixels=settings.max_pixels)
-    by_name = {}
+    turn, by_name = Turn(decode, [classifier]), {}
     for at in range(0, len(files), classifier.batch_size):
-        batch = [read(file) for file in files[at : at + classifier.batch_size]]
-        by_name.update({outcome.ref.name: outcome for _, outcome in classify_batch(batch, decode, [classifier])})
+        turn.take([read(file) for file in files[at : at + classifier.batch_size]])
+        by_name.update({outcome.ref.name: outcome for _, outcome in turn.outcomes()})
     document: list[dict[str, Any]] = []
     rows = []
     for file in map(str, files):

@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vehclass.errors import UsageError
+
 
 def load_keras() -> tuple[Any, list[str]]:
-    """The keras module, on the backend that KERAS_BACKEND names, and the GPUs that it sees."""
+    """The keras module, on the backend that KERAS_BACKEND names, and the GPUs that it sees.
+
+    Raises UsageError where that backend is not installed.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _hushed():
-        import keras
+        try:
+            import keras
+        except (ImportError, ValueError) as error:
+            named = os.environ.get("KERAS_BACKEND")
+            reason = f"Keras cannot load its backend{f' {named}' if named else ''} ({error}). Install it, or set KERAS_BACKEND to tensorflow."
+            raise UsageError(reason=reason) from error
 
         backend = keras.backend.backend()
         found = gpus(backend)

@@ -1,7 +1,7 @@
 """Runs a network: uint8 pixels in, logits out, on OpenVINO (CPU) or on Keras (GPU, or any backend).
 
 Both give the same for the same pixels, within the difference that model.json records. A runtime may be
-called from `lanes` threads at once; it says how many pictures it likes in a batch.
+called from `lanes` threads at once; it says how many pictures a forward pass takes.
 """
 
 import threading
@@ -36,10 +36,10 @@ class Runtime(Protocol):
     name: str
     device: str
     precision: Choice
-    batch_size: int
+    batch_size: int  # of a forward pass
 
     def logits(self, pixels: Pixels) -> Logits:
-        """Float32 [n, labels of all tasks] for uint8 [n, height, width, 3], 1 <= n <= batch_size."""
+        """Float32 [n, labels of all tasks] for uint8 [n, height, width, 3], n > 0; a multiple of `batch_size` is best."""
         ...
 
 
@@ -153,13 +153,15 @@ class OpenVinoRuntime:
             request = self._idle.pop()
         except IndexError:  # more threads at a time than ever before
             request = self._another()
-        count = len(pixels)
+        parts: list[Logits] = []
         try:
-            request.infer([_padded(pixels, self.batch_size)], share_inputs=True)
-            answer: Logits = request.get_output_tensor(0).data[:count].copy()
+            for at in range(0, len(pixels), self.batch_size):
+                part = pixels[at : at + self.batch_size]
+                request.infer([_padded(part, self.batch_size)], share_inputs=True)
+                parts.append(request.get_output_tensor(0).data[: len(part)].copy())
         finally:
             self._idle.append(request)
-        return answer
+        return np.concatenate(parts)
 
     def _another(self) -> Any:
         compiled = self._compiled[0]

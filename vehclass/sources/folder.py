@@ -12,6 +12,8 @@ from vehclass.records import ImageRef, LeaseClaim, image_id
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
 PAGE: Final = 5_000  # as many as Azure lists at a time
+# Opened without waiting: a named pipe would otherwise hold the reader for ever.
+_TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0)
 
 
 class FolderSource:
@@ -88,8 +90,7 @@ class FolderSource:
     def read(self, ref: ImageRef) -> bytes:
         """The file's bytes, if it is still the one that was listed."""
         try:
-            # Opened without waiting: a named pipe would otherwise hold the reader for ever.
-            handle = os.open(self._root / ref.name, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0))
+            handle = os.open(f"{self._root}/{ref.name}", _TO_READ)
         except FileNotFoundError as error:
             raise ReadError("vanished", "It was gone when it was to be read.") from error
         except PermissionError as error:

@@ -6,8 +6,10 @@ Written on named queries, so that a database needs only `query`, `records`, `exe
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import Any, Final, Protocol, TypeVar
+
+import orjson
 
 from vehclass.errors import LeaseHeld, LeaseLost
 from vehclass.records import (
@@ -396,7 +398,7 @@ def _lease(ticket: RunTicket) -> dict[str, object]:
 
 
 def _json(rows: object) -> str:
-    return json.dumps(rows, allow_nan=False)
+    return orjson.dumps(rows).decode()
 
 
 def _not_null(name: str, value: object) -> object:
@@ -423,7 +425,9 @@ def _prediction_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[l
         yield [seq, labels[answer.task][answer.label], answer.probability, int(answer.needs_review)]
 
 
-def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[list[object]]:
+def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[tuple[int, int, float]]:
     for answer in one.predictions:
-        for label_seq, share in zip(labels[answer.task].values(), answer.probabilities, strict=True):
-            yield [seq, label_seq, share if share > SMALLEST else 0.0]
+        shares: Sequence[float] = answer.probabilities
+        if min(shares) <= SMALLEST:
+            shares = [share if share > SMALLEST else 0.0 for share in shares]
+        yield from zip(repeat(seq, len(shares)), labels[answer.task].values(), shares, strict=True)

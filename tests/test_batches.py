@@ -1,0 +1,123 @@
+"""A lane's turns: several quick batches are decoded before they are computed, and each image has one outcome."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from vehclass.batch import batches
+from vehclass.batch.batches import Read, Turn
+from vehclass.errors import DecodeError, ImageError, ReadError
+from vehclass.imaging import Pixels
+from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, Task
+
+FACTS = ImageFacts(2, 2, "jpeg", "00")
+
+
+class Told:
+    """A classifier that remembers how many pictures it was asked at a time, and answers with the first number of each."""
+
+    def __init__(self, batch_size: int = 10, side: int = 2, seconds: float = 0.0) -> None:
+        self.batch_size = batch_size
+        self.info = ModelInfo("told", f"v{side}", (Task("number", ("low", "high")),), (side, side), "2026-01-01")
+        self.asked: list[int] = []
+        self._seconds = seconds
+
+    def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:
+        self.asked.append(len(pixels))
+        time.sleep(self._seconds)
+        return [
+            (Prediction("number", "low", n / 255, False, (n / 255, 1 - n / 255)),) for n in pixels[:, 0, 0, 0].tolist()
+        ]
+
+
+def decode(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+    if data == b"broken":
+        raise DecodeError("corrupt", "Damaged.")
+    return np.full((size[1], size[0], 3), int(data), np.uint8), FACTS
+
+
+def read(name: str, models: tuple[int, ...] = (0,), error: ReadError | None = None) -> Read:
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    return Read(ImageRef(name, "made-up://", name, "1", 8, when), models, name.encode(), error)
+
+
+def batch(start: int, count: int = 10) -> list[Read]:
+    return [read(str(n)) for n in range(start, start + count)]
+
+
+def turns(turn: Turn, count: int) -> list[int]:
+    """How many images each turn had, of so many batches of ten."""
+    sizes = []
+    for n in range(count):
+        turn.take(batch(n % 20 * 10))
+        if turn.is_over:
+            sizes.append(len(turn.outcomes()))
+    return sizes
+
+
+def test_quick_batches_are_computed_together_once_it_is_known_that_they_are_quick() -> None:
+    assert turns(Turn(decode, [Told()]), 13) == [10, 40, 40, 40]
+
+
+def test_slow_batches_are_computed_one_by_one() -> None:
+    """So that a signal, and a photo's row, need not wait for several of them."""
+    assert turns(Turn(decode, [Told(seconds=0.2)]), 5) == [10] * 5
+
+
+def test_batches_that_are_slow_to_decode_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "TURN_SECONDS", 0.05)
+
+    def slowly(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+        time.sleep(0.006)
+        return decode(data, size)
+
+    assert turns(Turn(slowly, [Told()]), 5) == [10] * 5
+
+
+def test_the_pixels_of_a_turn_are_bounded() -> None:
+    large = Told(side=1024)  # 3 MB each, so a batch has more than a turn is to have
+    turn = Turn(decode, [large])
+    assert turns(turn, 3) == [10, 10, 10]
+    assert large.asked == [10, 10, 10]
+
+
+def test_each_image_has_one_outcome_of_each_model_that_it_is_for() -> None:
+    small, other, large = Told(), Told(), Told(side=4)
+    turn = Turn(decode, [small, other, large])
+    gone = ReadError("vanished", "Gone.")
+    asked: Sequence[Read] = [
+        read("1", (0, 1, 2)),
+        read("2", (1,)),
+        read("broken", (0, 2)),
+        read("3", (2,), gone),
+        read("4", (0, 1)),
+    ]
+    for _ in range(2):  # what a turn leaves behind is not in the next
+        turn.take(asked)
+        found = {
+            (model, one.ref.name): one.failure.code if one.failure else round(one.predictions[0].probability * 255)
+            for model, one in turn.outcomes()
+        }
+        assert found == {
+            (0, "1"): 1,
+            (0, "4"): 4,
+            (0, "broken"): "corrupt",
+            (1, "1"): 1,
+            (1, "2"): 2,
+            (1, "4"): 4,
+            (2, "1"): 1,
+            (2, "broken"): "corrupt",
+            (2, "3"): "vanished",
+        }
+    assert (small.asked, other.asked, large.asked) == ([2, 2], [3, 3], [1, 1])
+
+
+def test_a_turn_of_nothing_but_failures_ends() -> None:
+    turn = Turn(decode, [Told()])
+    turn.take([read("broken")] * 10)
+    assert turn.is_over
+    assert [one.failure and one.failure.code for _, one in turn.outcomes()] == ["corrupt"] * 10
+    assert turn.outcomes() == []
