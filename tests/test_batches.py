@@ -58,6 +58,14 @@ def turns(turn: Turn, count: int) -> list[int]:
     return sizes
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests as well does not end a turn early."""
+    monkeypatch.setattr(batches, "TURN_SECONDS", 60.0)
+    monkeypatch.setattr(batches, "WAITED_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_quick_batches_are_computed_together_once_it_is_known_that_they_are_quick() -> None:
     assert turns(Turn(decode, [Told()]), 13) == [10, 40, 40, 40]
 
@@ -77,6 +85,18 @@ def test_batches_that_are_slow_to_decode_are_computed_one_by_one(monkeypatch: py
     assert turns(Turn(slowly, [Told()]), 5) == [10] * 5
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_who_waits_for_images_computes_what_there_is() -> None:
+    turn = Turn(decode, [Told()])
+    assert turns(turn, 5) == [10, 40]
+    sizes = []
+    for _ in range(3):
+        time.sleep(2 * batches.WAITED_SECONDS)  # a source that is slower than the lane
+        sizes += turns(turn, 1)
+    assert sizes == [10, 10, 10]
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_the_pixels_of_a_turn_are_bounded() -> None:
     large = Told(side=1024)  # 3 MB each, so a batch has more than a turn is to have
     turn = Turn(decode, [large])

@@ -294,3 +294,11 @@ def test_what_lanes_have_put_by_is_delivered_when_the_items_break_off() -> None:
             found += kept
     assert sorted(found) == [1, 2, 3, 4]
     assert not alive("lane-")
+
+
+def test_an_end_that_the_work_meets_by_mistake_is_no_end_of_the_items() -> None:
+    def work(n: int) -> int:
+        return n if n != 3 else next(iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(in_lanes(work, range(6), 1, 2, "lane"))

@@ -70,6 +70,8 @@ def test_a_changed_file_is_refused(folder: Path, name: str, how: str) -> None:
         (lambda facts: facts.update(input_size=[8, 8]), "changed after the model was made"),
         (lambda facts: facts.update(format_version=99), "not of a format"),
         (lambda facts: facts.pop("tasks"), "lacks what it should say"),
+        (lambda facts: facts["tasks"][0].update(threshold=float("nan")), "lacks what it should say"),
+        (lambda facts: facts["tasks"][0]["labels"].append("\ud800"), "lacks what it should say"),
         (lambda facts: facts["files"].update({"../secret": "00"}), "a file outside the folder"),
     ],
 )

@@ -178,6 +178,32 @@ def test_readers_that_wait_for_room_do_not_keep_a_run_that_breaks(store: Store) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-")]
 
 
+@pytest.mark.timeout(60)
+def test_stopping_ends_soon_while_readers_wait_for_room(store: Store) -> None:
+    """What a lane no longer decodes gives its room back, for the lane that waits for the rest of its batch."""
+
+    class Large(Names):
+        concurrency = 32
+
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            for page in super().pages(prefix):
+                yield [replace(ref, size=10_000_000) for ref in page]
+
+        def read(self, ref: ImageRef) -> bytes:
+            return super().read(ref).ljust(10_000_000)
+
+    def slowly(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+        time.sleep(0.02)
+        return decode(data[:20], size)
+
+    watch = Watch()
+    threading.Timer(1.0, watch.stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        tell(Large(10_000), store, Job(lanes=2, max_bytes=20_000_000), watch, decode=slowly)
+    assert time.monotonic() - began < 5
+
+
 def test_stopping_ends_soon_and_saves_what_is_in_hand(store: Store) -> None:
     class Slow(Parity):
         def classify(self, pixels: Pixels) -> list[tuple[Prediction, ...] | ImageError]:

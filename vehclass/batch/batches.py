@@ -17,6 +17,7 @@ from vehclass.records import Failure, ImageFacts, ImageRef, Outcome, Prediction
 TURN_BATCHES: Final = 4
 TURN_SECONDS: Final = 0.25  # that decoding, and then computing, may take
 TURN_BYTES: Final = 10 * 2**20  # of pixels
+WAITED_SECONDS: Final = 0.02  # for a batch: who waits for longer has the time to compute what there is
 
 
 class Todo(NamedTuple):
@@ -66,13 +67,16 @@ class Turn:
         self._room = min(len(one.pixels) for one in self._inputs)
         self._most = self._batch  # until it is known how long computing takes
         self._taken = 0
-        self._began = 0.0
+        self._began = self._waited = 0.0
+        self._idle_since = time.monotonic()
         self._failed: list[tuple[int, Outcome]] = []
 
     def take(self, batch: Sequence[Read]) -> None:
         """Decodes images, at most as many as the smallest batch of the models."""
+        now = time.monotonic()
+        self._waited = now - self._idle_since
         if not self._taken:
-            self._began = time.monotonic()
+            self._began = now
         self._taken += len(batch)
         for one in self._inputs:
             for item in batch:
@@ -87,18 +91,20 @@ class Turn:
                     one.decoded.append((item, facts))
                 except (ReadError, DecodeError) as error:
                     self._failed += [(n, Outcome(item.ref, failure=as_failure(error))) for n in asked]
+        self._idle_since = time.monotonic()
 
     @property
     def is_over(self) -> bool:
         """Whether what was taken is to be computed before more is."""
-        return self._taken + self._batch > self._most or time.monotonic() - self._began >= TURN_SECONDS
+        full = self._taken + self._batch > self._most
+        return full or self._waited > WAITED_SECONDS or time.monotonic() - self._began >= TURN_SECONDS
 
     def outcomes(self) -> list[tuple[int, Outcome]]:
         """One outcome for each image that was taken and each model that it is for, with the model's number."""
         outcomes, self._failed = self._failed, []
         began, computed = time.monotonic(), 0
         for one in self._inputs:
-            computed += len(one.decoded)
+            computed = max(computed, len(one.decoded))
             for n in one.models:
                 rows = [row for row, (item, _) in enumerate(one.decoded) if n in item.models]
                 if rows:
@@ -111,7 +117,8 @@ class Turn:
                         for (item, facts), answer in zip(asked, answers, strict=True)
                     ]
             one.decoded.clear()
-        seconds = time.monotonic() - began
+        self._idle_since = time.monotonic()
+        seconds = self._idle_since - began
         if computed:
             batches = int(TURN_SECONDS * computed / max(seconds, 1e-9)) // self._batch
             self._most = min(self._room, max(1, batches) * self._batch)

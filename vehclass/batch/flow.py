@@ -21,7 +21,7 @@ def in_lanes(
 
     With one lane it is a prefetch; the rest is as in `spread`.
     """
-    return spread(lambda own: map(work, own), items, lanes, buffer, name, most)
+    return spread(lambda own: (work(item) for item in own), items, lanes, buffer, name, most)
 
 
 def spread(  # noqa: C901  (one protocol, easier to check in one place)

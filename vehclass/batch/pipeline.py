@@ -269,9 +269,9 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
     def classify(batches: Iterator[list[Read]]) -> Iterator[list[tuple[int, Outcome]]]:
         turn = Turn(hands.decode, classifiers, watch.profile)
         for batch in batches:
-            if watch.stop.is_set():
-                break
             try:
+                if watch.stop.is_set():
+                    break
                 turn.take(batch)
             finally:
                 memory.give_back(sum(one.ref.size for one in batch if one.error is None))

@@ -6,6 +6,7 @@ is a digest of its content, so two folders with the same version answer alike.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -304,12 +305,26 @@ def _as_size(sides: Any) -> tuple[int, int]:
 
 def _as_task(facts: Mapping[str, Any]) -> Task:
     return Task(
-        str(facts["name"]),
-        tuple(str(label) for label in facts["labels"]),
-        float(facts["temperature"]),
-        float(facts["threshold"]),
-        tuple(float(one) for one in facts.get("label_thresholds", ())),
+        _as_text(facts["name"]),
+        tuple(_as_text(label) for label in facts["labels"]),
+        _as_number(facts["temperature"]),
+        _as_number(facts["threshold"]),
+        tuple(_as_number(one) for one in facts.get("label_thresholds", ())),
     )
+
+
+def _as_text(value: Any) -> str:
+    """What any store can hold; raises ValueError for half a surrogate pair, which JSON can write."""
+    text = str(value)
+    text.encode()
+    return text
+
+
+def _as_number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):  # which Python's JSON can write
+        raise ValueError(f"{number} where a number belongs")
+    return number
 
 
 def _version(facts: Mapping[str, Any]) -> str:
