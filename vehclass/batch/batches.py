@@ -50,9 +50,9 @@ class _Input:
 class Turn:
     """What a lane does by turns: decode images, then compute all that it has decoded.
 
-    Whatever was not used for some ten milliseconds has left the processor's caches, so the first batch of a turn takes
-    longer than those right after it: with MobileNetV3Small 15 ms instead of 13. So a turn is several batches, where they
-    are quick. Models with inputs of one size share the decoding. For one thread.
+    The first batch that is computed after decoding takes longer than those right after it: with MobileNetV3Small 15 ms
+    instead of 13, and as long after a thread has only counted for 35 ms. It looks as if the caches lost within some ten
+    milliseconds what is not used. So a turn is several batches, where they are quick. Models with inputs of one size share the decoding. For one thread.
     """
 
     def __init__(self, decode: Decode, classifiers: Sequence[Classifier], profile: Profile | None = None) -> None:

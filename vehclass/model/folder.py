@@ -86,12 +86,12 @@ def open_model(path: Path, key: Path | None = None) -> ModelFolder:
     try:
         files = {str(name): str(digest) for name, digest in facts["files"].items()}
         info = ModelInfo(
-            name=str(facts["name"]),
+            name=_as_text(facts["name"]),
             version=str(facts["version"]),
             tasks=tuple(_as_task(task) for task in facts["tasks"]),
             input_size=_as_size(facts["input_size"]),
             created_at=str(facts["created_at"]),
-            novelty_limit=float(facts["novelty"]["limit"]) if facts.get("novelty") else None,
+            novelty_limit=_as_number(facts["novelty"]["limit"]) if facts.get("novelty") else None,
             facts=facts,
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
