@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from vehclass.batch import runs
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import ImageError
 from vehclass.imaging import Pixels
@@ -100,7 +101,8 @@ def one_run(count: int, what: str, store: str) -> None:
     """A run in this process; prints what it took as JSON."""
     results = Counted(open_store(store, create=True))
     pixel = np.zeros((1, 1, 3), np.uint8)
-    hands = Hands(Names(count, RUNS[what] == "some"), lambda data, size: (pixel, FACTS), (Ready(),), results)  # type: ignore[arg-type]  # a Store by delegation
+    decode = one_by_one(lambda data, size: (pixel, FACTS))
+    hands = Hands(Names(count, RUNS[what] == "some"), decode, (Ready(),), results)  # type: ignore[arg-type]  # a Store by delegation
     job, watch = Job(lanes=2, full="--full" in what), Watch()
     began = time.monotonic()
     (finished,) = runs.run(job, hands, watch, command="benchmark", settings="{}")

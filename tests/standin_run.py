@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vehclass.batch import runs
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import VehclassError
 from vehclass.records import ImageFacts, ModelInfo, Prediction, Task
@@ -47,7 +48,7 @@ class StandIn:
 
 def main() -> int:
     folder, store = Path(sys.argv[1]), open_store(f"sqlite:///{sys.argv[2]}", create=True)
-    hands = Hands(FolderSource(folder), decode, (StandIn(),), store)
+    hands = Hands(FolderSource(folder), one_by_one(decode), (StandIn(),), store)
     try:
         (done,) = runs.run(Job(lanes=2), hands, Watch(), command="standin", settings="{}")
     except VehclassError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vehclass.batch import batches
-from vehclass.batch.batches import Read, Turn
+from vehclass.batch.batches import Read, Turn, one_by_one
 from vehclass.errors import DecodeError, ImageError, ReadError
 from vehclass.imaging import Pixels
 from vehclass.records import ImageFacts, ImageRef, ModelInfo, Prediction, Task
@@ -67,12 +67,12 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unhurried")
 def test_quick_batches_are_computed_together_once_it_is_known_that_they_are_quick() -> None:
-    assert turns(Turn(decode, [Told()]), 13) == [10, 40, 40, 40]
+    assert turns(Turn(one_by_one(decode), [Told()]), 13) == [10, 40, 40, 40]
 
 
 def test_slow_batches_are_computed_one_by_one() -> None:
     """So that a signal, and a photo's row, need not wait for several of them."""
-    assert turns(Turn(decode, [Told(seconds=0.2)]), 5) == [10] * 5
+    assert turns(Turn(one_by_one(decode), [Told(seconds=0.2)]), 5) == [10] * 5
 
 
 def test_batches_that_are_slow_to_decode_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +82,12 @@ def test_batches_that_are_slow_to_decode_are_computed_one_by_one(monkeypatch: py
         time.sleep(0.006)
         return decode(data, size)
 
-    assert turns(Turn(slowly, [Told()]), 5) == [10] * 5
+    assert turns(Turn(one_by_one(slowly), [Told()]), 5) == [10] * 5
 
 
 @pytest.mark.usefixtures("unhurried")
 def test_who_waits_for_images_computes_what_there_is() -> None:
-    turn = Turn(decode, [Told()])
+    turn = Turn(one_by_one(decode), [Told()])
     assert turns(turn, 5) == [10, 40]
     sizes = []
     for _ in range(3):
@@ -99,14 +99,14 @@ def test_who_waits_for_images_computes_what_there_is() -> None:
 @pytest.mark.usefixtures("unhurried")
 def test_the_pixels_of_a_turn_are_bounded() -> None:
     large = Told(side=1024)  # 3 MB each, so a batch has more than a turn is to have
-    turn = Turn(decode, [large])
+    turn = Turn(one_by_one(decode), [large])
     assert turns(turn, 3) == [10, 10, 10]
     assert large.asked == [10, 10, 10]
 
 
 def test_each_image_has_one_outcome_of_each_model_that_it_is_for() -> None:
     small, other, large = Told(), Told(), Told(side=4)
-    turn = Turn(decode, [small, other, large])
+    turn = Turn(one_by_one(decode), [small, other, large])
     gone = ReadError("vanished", "Gone.")
     asked: Sequence[Read] = [
         read("1", (0, 1, 2)),
@@ -136,7 +136,7 @@ def test_each_image_has_one_outcome_of_each_model_that_it_is_for() -> None:
 
 
 def test_a_turn_of_nothing_but_failures_ends() -> None:
-    turn = Turn(decode, [Told()])
+    turn = Turn(one_by_one(decode), [Told()])
     turn.take([read("broken")] * 10)
     assert turn.is_over
     assert [one.failure and one.failure.code for _, one in turn.outcomes()] == ["corrupt"] * 10

@@ -69,6 +69,15 @@ def test_lanes_are_added_while_the_consumer_waits_for_all_of_them() -> None:
     assert together.most == 12
 
 
+def test_many_short_waits_count_as_a_long_one() -> None:
+    """A result every millisecond or two: no single wait is worth a lane, and all the time is spent waiting."""
+    together = Crowd()
+
+    list(in_lanes(lambda n: together.stay(0.003), range(2_000), 2, 4, "lane", 12))
+
+    assert together.most >= 8
+
+
 def test_no_lane_is_added_while_nothing_comes_at_all() -> None:
     """A first answer that is late, or a service that asks everybody to wait, is not helped by more who ask."""
     together = Crowd()

@@ -8,7 +8,6 @@ import resource
 import socket
 import string
 import struct
-import subprocess
 import threading
 import time
 import zlib
@@ -273,20 +272,20 @@ def mutant(number: int, whole: tuple[bytes, ...], seed: int = SEED) -> bytes:
 class Bounded(Apart):
     """Helpers that have so much memory, and no more."""
 
-    def _helper(self) -> "subprocess.Popen[bytes]":
+    def _helper(self) -> Any:
         helper = super()._helper()
-        resource.prlimit(helper.pid, resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.prlimit(helper.process.pid, resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
         return helper
 
 
 def told(apart: Apart, data: bytes) -> str:
     """'ok' for pixels as they were asked for, or the code of the reason."""
-    try:
-        pixels, facts = apart.decode(data, SIZE)
-    except DecodeError as error:
-        assert str(error).endswith("."), error
-        assert str(error).isprintable(), error
-        return error.code
+    (answer,) = apart.decode([data], SIZE)
+    if isinstance(answer, DecodeError):
+        assert str(answer).endswith("."), answer
+        assert str(answer).isprintable(), answer
+        return answer.code
+    pixels, facts = answer
     assert (pixels.shape, pixels.dtype) == ((48, 64, 3), np.uint8)
     assert facts.width * facts.height <= 100_000_000
     return "ok"

@@ -1,6 +1,9 @@
 """An image that crashes the decoder, or keeps it busy forever, costs that image and nothing else."""
 
+import fcntl
 import hashlib
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -12,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT, SAMPLE, Answer
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.hangs import Hangs
 from vehclass.errors import DecodeError
-from vehclass.imaging import decode
-from vehclass.imaging_apart import Apart
+from vehclass.imaging import Pixels, decode
+from vehclass.imaging_apart import SLOTS_AT, Apart
+from vehclass.records import ImageFacts
 
 SIZE = (64, 48)
 # What a bug in a decoder would do, put into every Python that finds this on its path: at certain bytes Pillow's
@@ -30,6 +36,8 @@ def opened(file, *rest, **more):
     data = file.getvalue()
     if b"CRASH-HERE" in data:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if b"SLOW-HERE" in data:
+        time.sleep(0.3)
     if b"HANG-HERE" in data:
         while True:
             time.sleep(0.01)
@@ -106,6 +114,22 @@ def test_a_hang_ends_that_image_and_the_run_goes_on(photos: Path, trap: str, veh
     assert vehclass(*job(photos, "--json"), PYTHONPATH=trap).json["new"] == 0
 
 
+def test_more_than_two_lanes_lose_such_images_and_nothing_else(
+    photos: Path, trap: str, vehclass: Callable[..., Answer]
+) -> None:
+    spoil(photos, "07-crash.jpg", b"CRASH-HERE")
+    spoil(photos, "13-hang.jpg", b"HANG-HERE")
+    done = vehclass(*job(photos, "--threads", "3", "--image-timeout", "2", "--json"), PYTHONPATH=trap)
+    assert done.code == 3, done.err
+    assert {(one["code"], one["images"]) for one in done.json["failures"]} == {
+        ("decoder_crashed", 1),
+        ("decode_timeout", 1),
+    }
+    assert (done.json["classified"], done.json["quarantined"]) == (20, 2)
+    assert "anew" not in done.err
+    assert [one["status"] for one in vehclass("runs", "list", "--json", "--store", "sqlite:///r.db").json] == ["done"]
+
+
 def test_a_night_with_such_images_ends_well(photos: Path, trap: str, vehclass: Callable[..., Answer]) -> None:
     """The scheduler's second try is the one that knows."""
     spoil(photos, "03-crash.jpg", b"CRASH-HERE")
@@ -136,23 +160,41 @@ class TestApart:
         made.close()
 
     def test_the_pixels_are_the_same(self, apart: Apart, drawn: Path) -> None:
-        for file in sorted(drawn.rglob("*.jpg"))[:4]:
-            there, facts = apart.decode(file.read_bytes(), SIZE)
-            here, same = decode(file.read_bytes(), SIZE)
-            np.testing.assert_array_equal(there, here)
-            assert facts == same
+        """Of more photos than are asked for at a time, and at another size after that."""
+        photos = [file.read_bytes() for file in sorted(drawn.rglob("*.jpg"))[:20]] * 2
+        for size in (SIZE, (300, 200)):
+            answers = apart.decode(photos, size)
+            for photo, answer in zip(photos, answers, strict=True):
+                assert not isinstance(answer, DecodeError)
+                here, facts = decode(photo, size)
+                np.testing.assert_array_equal(answer[0], here)
+                assert answer[1] == facts
 
-    def test_so_are_the_reasons(self, apart: Apart, badinput: Path) -> None:
-        for file in sorted(badinput.iterdir()):
-            if file.is_file() and file.stat().st_size < 2_000_000:
-                assert outcome(apart.decode, file.read_bytes()) == outcome(decode, file.read_bytes()), file.name
+    def test_a_picture_may_be_larger_than_what_is_asked_at_a_time(self, apart: Apart, drawn: Path) -> None:
+        size, photo = (4000, 3000), next(drawn.rglob("*.jpg")).read_bytes()
+        for answer in apart.decode([photo] * 2, size):
+            assert not isinstance(answer, DecodeError)
+            np.testing.assert_array_equal(answer[0], decode(photo, size)[0])
+
+    def test_so_are_the_reasons(self, apart: Apart, badinput: Path, drawn: Path) -> None:
+        """Each in its place among photos that are well."""
+        files = [one for one in sorted(badinput.iterdir()) if one.is_file() and one.stat().st_size < 2_000_000]
+        photos = [file.read_bytes() for file in [*files, *sorted(drawn.rglob("*.jpg"))[:9]]]
+        photos.sort(key=len)
+        found = [as_told(answer) for answer in apart.decode(photos, SIZE)]
+        assert found == [as_told(next(one_by_one(decode)([photo], SIZE))) for photo in photos]
+        assert {type(one[0]) for one in found} == {str, bytes}
+
+    def test_nothing_is_asked_for_nothing(self, apart: Apart) -> None:
+        assert list(apart.decode([], SIZE)) == []
+        assert apart._all == []
 
     def test_threads_have_helpers_of_their_own(self, apart: Apart, drawn: Path) -> None:
         data = next(drawn.rglob("*.jpg")).read_bytes()
         seen: list[Any] = []
 
         def work() -> None:
-            seen.extend(apart.decode(data, SIZE)[1] for _ in range(20))
+            seen.extend(answer[1] for answer in apart.decode([data] * 20, SIZE) if not isinstance(answer, DecodeError))
 
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
@@ -161,19 +203,106 @@ class TestApart:
             thread.join()
         assert (len(seen), len(set(seen)), len(apart._all)) == (60, 1, 3)
 
-    def test_a_helper_that_was_killed_is_replaced(self, apart: Apart, drawn: Path) -> None:
-        data = next(drawn.rglob("*.jpg")).read_bytes()
-        apart.decode(data, SIZE)
-        apart._all[0].kill()
-        with pytest.raises(DecodeError, match="SIGKILL"):
-            apart.decode(data, SIZE)
-        apart.decode(data, SIZE)
+    def test_a_helper_that_was_killed_is_replaced_and_no_image_blamed(self, apart: Apart, drawn: Path) -> None:
+        photos = [file.read_bytes() for file in sorted(drawn.rglob("*.jpg"))[:12]]
+        found = []
+        for number, answer in enumerate(apart.decode(photos * 4, SIZE)):
+            found.append(as_told(answer))
+            if number % 16 == 7:  # before the next are asked for
+                apart._all[0].process.kill()
+        assert found == [as_told(next(one_by_one(decode)([photo], SIZE))) for photo in photos] * 4
+
+    @pytest.mark.parametrize(("how", "code"), [(b"CRASH-HERE", "decoder_crashed"), (b"HANG-HERE", "decode_timeout")])
+    def test_who_is_to_blame_gets_the_blame(
+        self, drawn: Path, trap: str, monkeypatch: pytest.MonkeyPatch, how: bytes, code: str
+    ) -> None:
+        monkeypatch.setenv("PYTHONPATH", trap)
+        photo = next(drawn.rglob("*.jpg")).read_bytes()
+        apart = Apart(seconds=1)
+        try:
+            photos = [photo] * 20
+            for place in (0, 5, 6, 19):
+                photos[place] = photo + how
+            found = [as_told(answer) for answer in apart.decode(photos, SIZE)]
+        finally:
+            apart.close()
+        assert [place for place, one in enumerate(found) if one[0] == code] == [0, 5, 6, 19]
+        assert sum(isinstance(one[0], bytes) for one in found) == 16
+
+    def test_the_time_is_that_of_an_image_however_many_are_asked_for(
+        self, drawn: Path, trap: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONPATH", trap)
+        photo = next(drawn.rglob("*.jpg")).read_bytes() + b"SLOW-HERE"
+        apart = Apart(seconds=1)
+        try:
+            assert not [one for one in apart.decode([photo] * 10, SIZE) if isinstance(one, DecodeError)]
+        finally:
+            apart.close()
+
+    def test_helpers_leave_nothing_behind(self, apart: Apart, drawn: Path) -> None:
+        """No process, no open file, however many of them were killed."""
+        photo = next(drawn.rglob("*.jpg")).read_bytes()
+        list(apart.decode([photo], SIZE))
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            apart._all[0].process.kill()
+            list(apart.decode([photo], SIZE))
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        process = apart._all[0].process
+        apart.close()
+        assert process.returncode is not None
+        assert len(list(Path("/proc/self/fd").iterdir())) == before - 4  # two pipes, the memory, the giants' turn
+
+    def test_giants_are_decoded_one_at_a_time(self, apart: Apart, drawn: Path) -> None:
+        """Whoever else is at one: here this very process says that it is."""
+        small = next(drawn.rglob("*.jpg")).read_bytes()
+        file = io.BytesIO()
+        Image.new("L", (5_200, 5_000)).save(file, "JPEG")
+        done: list[str] = []
+
+        def work(name: str, photo: bytes) -> None:
+            assert not isinstance(next(apart.decode([photo], SIZE)), DecodeError)
+            done.append(name)
+
+        fcntl.lockf(apart._giants, fcntl.LOCK_EX)
+        giant = threading.Thread(target=work, args=("giant", file.getvalue()))
+        giant.start()
+        work("small", small)
+        giant.join(2)
+        assert done == ["small"]
+        fcntl.lockf(apart._giants, fcntl.LOCK_UN)
+        giant.join(20)
+        assert done == ["small", "giant"]
+
+    def test_what_helpers_have_of_the_cores_is_known(self, apart: Apart, drawn: Path) -> None:
+        photos = [file.read_bytes() for file in sorted(drawn.rglob("*.jpg"))[:20]] * 10
+        before = os.times()
+        list(apart.decode(photos, SIZE))
+        told = apart.cpu_seconds()
+        apart.close()
+        after = os.times()
+        took = after.children_user + after.children_system - before.children_user - before.children_system
+        assert 0.5 * took < told <= took + 0.05
+        assert apart.cpu_seconds() == pytest.approx(told, abs=0.05)
+
+    def test_a_helper_that_lies_is_not_believed(self, apart: Apart, drawn: Path) -> None:
+        photo = next(drawn.rglob("*.jpg")).read_bytes()
+        list(apart.decode([photo], SIZE))
+        memory = apart._all[0].memory
+        for said in ([], {"code": 1}, {"width": "wide"}, "x" * 3000, None, {"width": [], "height": 1}):
+            memory.say(0, said)
+            answer = memory.answer(0, SIZE)
+            assert isinstance(answer, DecodeError)
+            assert answer.code == "decoder_crashed"
+        memory._shown[SLOTS_AT : SLOTS_AT + 4] = b"\xff" * 4  # a length beyond the slot
+        assert isinstance(memory.answer(0, SIZE), DecodeError)
 
     def test_helpers_end_with_the_run(self, drawn: Path) -> None:
         code = (
             "import sys; from pathlib import Path; from vehclass.imaging_apart import Apart\n"
-            f"a = Apart(); a.decode(Path({str(next(drawn.rglob('*.jpg')))!r}).read_bytes(), (8, 8))\n"
-            "print(a._all[0].pid, flush=True); import os; os._exit(1)"
+            f"a = Apart(); list(a.decode([Path({str(next(drawn.rglob('*.jpg')))!r}).read_bytes()], (8, 8)))\n"
+            "print(a._all[0].process.pid, flush=True); import os; os._exit(1)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
         helper = Path(f"/proc/{done.stdout.strip()}")
@@ -184,12 +313,10 @@ class TestApart:
         pytest.fail("the helper outlived its run")
 
 
-def outcome(work: Any, data: bytes) -> Any:
-    try:
-        pixels, facts = work(data, SIZE)
-    except DecodeError as error:
-        return error.code, str(error), error.permanent
-    return pixels.tobytes(), facts
+def as_told(answer: tuple[Pixels, ImageFacts] | DecodeError) -> tuple[Any, ...]:
+    if isinstance(answer, DecodeError):
+        return answer.code, str(answer), answer.permanent
+    return answer[0].tobytes(), answer[1]
 
 
 class TestHangs:

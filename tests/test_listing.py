@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vehclass.batch import listing, runs
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.listing import Listing, Mark, read_mark
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import ImageError, Interrupted, ReadError, ServiceUnreachable, StoreError
@@ -178,7 +179,7 @@ PIXEL = np.zeros((1, 1, 3), np.uint8)
 
 
 def night(container: Container, store: Store, job: Job, watch: Watch) -> None:
-    hands = Hands(container, lambda data, size: (PIXEL, ImageFacts(1, 1, "jpeg", "0")), (Ready(),), store)
+    hands = Hands(container, one_by_one(lambda data, size: (PIXEL, ImageFacts(1, 1, "jpeg", "0"))), (Ready(),), store)
     runs.run(job, hands, watch, command="test", settings="{}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vehclass.batch import runs
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
 from vehclass.imaging import Pixels
@@ -81,7 +82,8 @@ def store() -> Iterator[Store]:
 
 
 def tell(source: Any, store: Store, job: Job | None = None, watch: Watch | None = None, **hands: Any) -> runs.Finished:
-    parts = {"decode": decode, "classifiers": (Parity(),), **hands}
+    parts: dict[str, Any] = {"decode": decode, "classifiers": (Parity(),), **hands}
+    parts["decode"] = one_by_one(parts["decode"])
     (finished,) = runs.run(
         job or Job(lanes=2), Hands(source, store=store, **parts), watch or Watch(), command="test", settings="{}"
     )

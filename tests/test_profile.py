@@ -29,6 +29,12 @@ def test_a_stage_counts_the_seconds_of_all_threads_and_those_with_one_at_it() ->
     assert profile.summary()["stages"]["forward"]["busy"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_cores_are_busy_with_what_helpers_do_too() -> None:
+    profile = Profile(lanes=1, cores=2, elsewhere=lambda: 0.6)
+    time.sleep(0.4)
+    assert profile.summary()["cores_busy"] == pytest.approx(0.6 / 0.4 / 2, abs=0.15)
+
+
 @pytest.mark.parametrize(
     ("waiting", "saving", "computing", "on_gpu", "found"),
     [

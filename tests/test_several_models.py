@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import SAMPLE, Answer
 from tests.test_pipeline import FACTS, Names, Parity, names
 from vehclass.batch import runs
+from vehclass.batch.batches import one_by_one
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import LeaseHeld, LeaseLost, ReadError, StoreError
 from vehclass.holders import place_of
@@ -48,7 +49,7 @@ class Decoder:
 def tell(
     source: Names, store: Store, *models: Model, decode: Any = None, watch: Watch | None = None, **job: Any
 ) -> list[runs.Finished]:
-    hands = Hands(source, decode or Decoder(), models, store)
+    hands = Hands(source, one_by_one(decode or Decoder()), models, store)
     return runs.run(Job(**{"lanes": 2, **job}), hands, watch or Watch(), command="test", settings="{}")
 
 

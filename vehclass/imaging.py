@@ -4,6 +4,7 @@ Training and classifying both come through `decode`: a model sees the same pixel
 decide what a file is, never its name; a cap on pixels is checked on the header, before any are decoded.
 """
 
+import fcntl
 import hashlib
 import io
 import threading
@@ -36,6 +37,25 @@ TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
+
+class OneAtATime:
+    """A lock between threads and, by a file that they share, between processes; one that dies lets go of it."""
+
+    def __init__(self) -> None:
+        self.handle: int | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self.handle is not None:
+            fcntl.lockf(self.handle, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle is not None:
+            fcntl.lockf(self.handle, fcntl.LOCK_UN)
+        self._lock.release()
+
+
 # Our own cap below is stricter than Pillow's and applies to every image; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
 # Decoders are registered before threads ask for them.
@@ -43,7 +63,12 @@ Image.init()
 # Pillow reports odd metadata as warnings; the picture is what counts here, and its errors still raise.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-_one_giant = threading.Lock()
+_one_giant = OneAtATime()
+
+
+def share_giants(handle: int) -> None:
+    """Has this process take turns at giants with all others that were given the same open file."""
+    _one_giant.handle = handle
 
 
 def sniff(data: bytes) -> str | None:

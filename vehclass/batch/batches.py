@@ -1,13 +1,13 @@
 """Turns images that were read into their outcomes: decoded one by one, classified together."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from vehclass.batch.ports import Classifier, Decode
+from vehclass.batch.ports import Classifier, Decode, DecodeAll
 from vehclass.batch.profile import Profile
 from vehclass.errors import DecodeError, ImageError, ReadError
 from vehclass.imaging import Pixels
@@ -47,6 +47,20 @@ class _Input:
     decoded: list[tuple[Read, ImageFacts]] = field(default_factory=list)
 
 
+def one_by_one(decode: Decode) -> DecodeAll:
+    """A decoder of one image for several, each decoded when it is asked for."""
+
+    def all_of(photos: Sequence[bytes], size: tuple[int, int]) -> Iterator[tuple[Pixels, ImageFacts] | DecodeError]:
+        for photo in photos:
+            try:
+                answer: tuple[Pixels, ImageFacts] | DecodeError = decode(photo, size)
+            except DecodeError as error:
+                answer = error
+            yield answer
+
+    return all_of
+
+
 class Turn:
     """What a lane does by turns: decode images, then compute all that it has decoded.
 
@@ -55,7 +69,7 @@ class Turn:
     milliseconds what is not used. So a turn is several batches, where they are quick. Models with inputs of one size share the decoding. For one thread.
     """
 
-    def __init__(self, decode: Decode, classifiers: Sequence[Classifier], profile: Profile | None = None) -> None:
+    def __init__(self, decode: DecodeAll, classifiers: Sequence[Classifier], profile: Profile | None = None) -> None:
         self._decode, self._classifiers, self._profile = decode, classifiers, profile or Profile()
         self._batch = min(classifier.batch_size for classifier in classifiers)
         self._inputs: list[_Input] = []
@@ -79,18 +93,22 @@ class Turn:
             self._began = now
         self._taken += len(batch)
         for one in self._inputs:
-            for item in batch:
-                asked = [n for n in one.models if n in item.models]
-                if not asked:
-                    continue
-                try:
-                    if item.error is not None:
-                        raise item.error
+            asked = [item for item in batch if any(n in item.models for n in one.models)]
+            answers = self._decode([item.data for item in asked if item.error is None], one.size)
+            for item in asked:
+                error: ImageError | None = item.error
+                if error is None:
                     with self._profile.stage("decode"):
-                        one.pixels[len(one.decoded)], facts = self._decode(item.data, one.size)
-                    one.decoded.append((item, facts))
-                except (ReadError, DecodeError) as error:
-                    self._failed += [(n, Outcome(item.ref, failure=as_failure(error))) for n in asked]
+                        answer = next(answers)
+                        if not isinstance(answer, DecodeError):
+                            one.pixels[len(one.decoded)] = answer[0]
+                    if isinstance(answer, DecodeError):
+                        error = answer
+                    else:
+                        one.decoded.append((item, answer[1]))
+                if error is not None:
+                    failure = as_failure(error)
+                    self._failed += [(n, Outcome(item.ref, failure=failure)) for n in one.models if n in item.models]
         self._idle_since = time.monotonic()
 
     @property

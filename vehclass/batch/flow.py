@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -11,7 +12,8 @@ R = TypeVar("R")
 
 _ENDED: Final = object()
 _LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
-_HUNGRY_SECONDS: Final = 0.005  # a consumer that waits for longer than this gets another lane, where it may
+_HUNGRY_SECONDS: Final = 0.005  # a consumer that waits for longer than this in all gets another lane, where it may,
+_HUNGRY_SHARE: Final = 0.1  # unless it is busy for ten times as long meanwhile
 
 
 def in_lanes(
@@ -35,7 +37,7 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
     """All results of `work(items)` on each of `lanes` threads, which share the items, as they come, in no promised order.
 
     Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the
-    consumer waits while all lanes work: not for a first result, nor while none come at all. At most as many results as
+    consumer spends its time waiting while all lanes work: not for a first result, nor while none come at all. At most as many results as
     there are lanes, and `buffer` more, are held at a time, so memory does not grow with the items: a consumer that is
     slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`,
     ends the items for every lane; what the lanes have in hand is still delivered, then the exception is raised. A
@@ -97,10 +99,13 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
         for _ in range(lanes):
             add_lane()
         running, may_grow = lanes, False
+        patience = _HUNGRY_SECONDS
         while running:
+            asked = time.monotonic()
             try:
-                result = results.get(timeout=_HUNGRY_SECONDS if may_grow else None)
+                result = results.get(timeout=patience if may_grow else None)
             except queue.Empty:
+                patience = _HUNGRY_SECONDS
                 if all(at_work):
                     may_grow = False
                     with suppress(RuntimeError):  # no more threads to be had: those that there are do it
@@ -110,8 +115,11 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
             if result is _ENDED:
                 running -= 1
             else:
+                got = time.monotonic()
+                patience = max(0.0, patience - (got - asked)) if may_grow else _HUNGRY_SECONDS
                 may_grow = len(threads) < most
                 yield result  # type: ignore[misc]  # what `work` returned
+                patience = min(_HUNGRY_SECONDS, patience + _HUNGRY_SHARE * (time.monotonic() - got))
         if errors:
             raise errors[0]
     finally:

@@ -16,7 +16,7 @@ from vehclass.batch.batches import Read, Todo, Turn
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
 from vehclass.batch.listing import Listing
 from vehclass.batch.marks import Marks
-from vehclass.batch.ports import Classifier, Decode, Source, Store
+from vehclass.batch.ports import Classifier, DecodeAll, Source, Store
 from vehclass.batch.profile import Profile
 from vehclass.errors import LeaseLost, ReadError, TooManyFailures
 from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
@@ -24,7 +24,7 @@ from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 LISTINGS: Final = 8  # prefixes that are listed side by side
 BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
-READERS: Final = 8  # threads that read at first; more, up to what the source takes, while classifying waits for them
+READERS: Final = 4  # threads that read at first; more, up to what the source takes, while classifying waits for them
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
 SAVE_TOGETHER: Final = 128  # outcomes that are worth a transaction of their own,
 SAVE_EVERY: Final = 0.5  # or so many seconds: what a kill takes back is done again
@@ -122,10 +122,10 @@ class Hands:
     """What a run works with."""
 
     source: Source
-    decode: Decode
+    decode: DecodeAll
     classifiers: tuple[Classifier, ...]
     store: Store
-    decode_apart: Decode | None = None  # slower, and not to be brought down by an image
+    decode_apart: DecodeAll | None = None  # not to be brought down by an image
 
     @property
     def models(self) -> list[ModelInfo]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from vehclass.errors import ImageError
+from vehclass.errors import DecodeError, ImageError
 from vehclass.imaging import Pixels
 from vehclass.records import (
     Counts,
@@ -19,6 +19,8 @@ from vehclass.records import (
 )
 
 Decode = Callable[[bytes, tuple[int, int]], tuple[Pixels, ImageFacts]]  # bytes, and a size as (width, height)
+# Several, in order; pixels are good until the next are asked for.
+DecodeAll = Callable[[Sequence[bytes], tuple[int, int]], Iterator[tuple[Pixels, ImageFacts] | DecodeError]]
 
 
 class Hold(Protocol):

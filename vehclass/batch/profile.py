@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,9 +40,9 @@ class Spent:
 class Profile:
     """A clock for each stage, which threads share; it begins when it is made."""
 
-    def __init__(self, lanes: int = 1, cores: int = 1) -> None:
-        """`lanes` decode and classify, on so many cores."""
-        self._lanes, self._cores = lanes, cores
+    def __init__(self, lanes: int = 1, cores: int = 1, elsewhere: Callable[[], float] = float) -> None:
+        """`lanes` decode and classify, on so many cores; `elsewhere` tells what helpers have had of them, in seconds."""
+        self._lanes, self._cores, self._elsewhere = lanes, cores, elsewhere
         self.stages = {stage: Spent() for stage in STAGES}
         self._lock = threading.Lock()
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
@@ -66,12 +66,12 @@ class Profile:
         A lane decodes, waits for the forward pass, or waits for photos and for a store that is slower than it.
         """
         seconds = time.perf_counter() - self._began
-        whole = seconds * self._lanes
+        whole, had = seconds * self._lanes, time.process_time() - self._cpu_began + self._elsewhere()
         decode, forward = (self.stages[stage].seconds / whole for stage in ("decode", "forward"))
         return {
             "seconds": round(seconds, 3),
             "cores": self._cores,
-            "cores_busy": round((time.process_time() - self._cpu_began) / (seconds * self._cores), 3),
+            "cores_busy": round(had / (seconds * self._cores), 3),
             "lanes": {
                 "decode": round(decode, 3),
                 "forward": round(forward, 3),

@@ -26,7 +26,7 @@ def classify(
     from functools import partial
 
     from vehclass import imaging
-    from vehclass.batch.batches import Read, Turn
+    from vehclass.batch.batches import Read, Turn, one_by_one
     from vehclass.errors import ReadError
     from vehclass.model.classifier import Classifier
     from vehclass.records import ImageRef, now
@@ -46,7 +46,7 @@ def classify(
 
     classifier = Classifier.open(folder, kind=settings.runtime, threads=1, precision=settings.precision)
     decode = partial(imaging.decode, formats=settings.image_formats, max_pixels=settings.max_pixels)
-    turn, by_name = Turn(decode, [classifier]), {}
+    turn, by_name = Turn(one_by_one(decode), [classifier]), {}
     for at in range(0, len(files), classifier.batch_size):
         turn.take([read(file) for file in files[at : at + classifier.batch_size]])
         by_name.update({outcome.ref.name: outcome for _, outcome in turn.outcomes()})

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vehclass.batch.pipeline import Job, Watch
 
 
+FEW_LANES = 2  # threads of one process; more would wait for Python's lock, so each has a process to decode in
 STOP_SECONDS = 19.0  # after a signal; what has not been saved by then stays new for the next run
 
 
@@ -158,7 +159,7 @@ def classify_batch(
         }
         flags = {"retry_failed": retry_failed, "full": full, **_settings_of_a_run(settings)}
         flags["precision"] = [summary.choice(runtime) for runtime in wired.runtimes]
-        watch = ending.watch = Watch(profile=Profile(job.lanes, options.cores()))
+        watch = ending.watch = Watch(profile=Profile(job.lanes, options.cores(), wired.apart.cpu_seconds))
         with (
             show.watching(quiet=as_json) as tell,
             _stopped_by_signals(watch, quiet=as_json),
@@ -195,6 +196,7 @@ def _hands(
 ) -> "Iterator[summary.Wired]":
     """Source, models (those of `more` beside the settings' own) and store, each checked before any work: the source first, since it asks the least."""
     from vehclass import imaging
+    from vehclass.batch.batches import one_by_one
     from vehclass.batch.hangs import Hangs
     from vehclass.batch.pipeline import Hands
     from vehclass.imaging_apart import Apart
@@ -229,8 +231,9 @@ def _hands(
     apart = Apart(formats, most, settings.image_timeout)
     try:
         runtimes = tuple(classifier.runtime for classifier in classifiers)
-        hands = Hands(source, hangs.decode, classifiers, results, apart.decode)
-        yield summary.Wired(hands, results, runtimes, hangs)
+        decode = one_by_one(hangs.decode) if job.lanes <= FEW_LANES else apart.decode
+        hands = Hands(source, decode, classifiers, results, apart.decode)
+        yield summary.Wired(hands, results, runtimes, hangs, apart)
     finally:
         apart.close()
         results.close()

@@ -103,6 +103,7 @@ def _waiting(
     settings: Settings, container: str, models: Sequence[str | None], results: "Store"
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """What is new in a container, by source and the model's name."""
+    from vehclass.batch.batches import one_by_one
     from vehclass.batch.pipeline import Hands, Job, Watch, count_new
     from vehclass.imaging import decode
     from vehclass.sources import open_source
@@ -114,7 +115,7 @@ def _waiting(
     found = {}
     for one in models:
         info, watch = options.model_folder(replace(settings, model=one)).info, Watch()
-        count_new(Job(), Hands(source, decode, (_Known(info),), results), watch)
+        count_new(Job(), Hands(source, one_by_one(decode), (_Known(info),), results), watch)
         oldest = watch.progress.oldest_left()
         found[source.url, info.name] = {
             "model": info.key,

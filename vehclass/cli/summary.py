@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vehclass.batch.hangs import Hangs
     from vehclass.batch.pipeline import Hands, Watch
     from vehclass.batch.runs import Finished
+    from vehclass.imaging_apart import Apart
     from vehclass.model.runtime import Runtime
     from vehclass.stores import Store
 
@@ -21,6 +22,7 @@ class Wired:
     store: "Store"
     runtimes: "tuple[Runtime, ...]"
     hangs: "Hangs"
+    apart: "Apart"
 
     @property
     def models(self) -> str:

@@ -24,7 +24,7 @@ class FolderSource:
     """
 
     prefix = ""
-    concurrency = 4  # reading from a disk hides behind decoding with few threads
+    concurrency = 16  # a disk of its own needs one reader or two, a share on a slow network more
 
     def __init__(self, root: Path) -> None:
         try:
