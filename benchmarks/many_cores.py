@@ -116,7 +116,7 @@ def one_run(way: str, lanes: int) -> None:
     """A run in this process; prints its photos a second."""
     apart = Apart()
     if way == "helpers":
-        apart._words[1:4] = ["-m", __spec__.name if __spec__ else "benchmarks.many_cores", "helper"]
+        apart._command[1:] = ["-m", "benchmarks.many_cores", "helper"]
     decode = apart.decode if way == "helpers" else one_by_one(Hangs(in_a_thread, 120).decode)
     with tempfile.TemporaryDirectory() as name:
         store = open_store(f"sqlite:///{Path(name) / 'store.db'}", create=True)

@@ -97,8 +97,8 @@ def test_only_settings_read_the_environment() -> None:
         for file in PACKAGE.rglob("*.py")
         if "os.environ" in file.read_text(encoding="utf-8") or "getenv" in file.read_text(encoding="utf-8")
     }
-    # The other two set what a framework reads: for a child process, and before TensorFlow is loaded.
-    assert readers == {"settings.py", "model/export.py", "model/frameworks.py"}
+    # The others make what a child process gets, or set what a framework reads before it is loaded.
+    assert readers == {"settings.py", "imaging_apart.py", "model/export.py", "model/frameworks.py"}
 
 
 def test_openvino_is_loaded_in_one_way_only() -> None:

@@ -29,9 +29,13 @@ SIZE = (64, 48)
 # What a bug in a decoder would do, put into every Python that finds this on its path: at certain bytes Pillow's
 # own opening crashes the process, or never comes back.
 TRAP = """
-import os, signal, threading, time
+import os, signal, sys, threading, time
 from PIL import Image
 real = Image.open
+if "vehclass.imaging_apart" in sys.orig_argv:
+    print("a library says something", flush=True)
+    if "NO-HELPERS" in os.environ:
+        os._exit(9)
 def opened(file, *rest, **more):
     data = file.getvalue()
     if b"CRASH-HERE" in data:
@@ -128,6 +132,17 @@ def test_more_than_two_lanes_lose_such_images_and_nothing_else(
     assert (done.json["classified"], done.json["quarantined"]) == (20, 2)
     assert "anew" not in done.err
     assert [one["status"] for one in vehclass("runs", "list", "--json", "--store", "sqlite:///r.db").json] == ["done"]
+
+
+def test_helpers_that_do_not_start_are_no_fault_of_the_images(
+    photos: Path, trap: str, vehclass: Callable[..., Answer]
+) -> None:
+    done = vehclass(*job(photos, "--threads", "3"), **{"PYTHONPATH": trap, "NO-HELPERS": "1"})
+    assert done.code == 1
+    assert "could not be started (exit code 9)" in done.err
+    assert "--threads" in done.err
+    after = vehclass(*job(photos, "--threads", "2", "--json"), **{"PYTHONPATH": trap, "NO-HELPERS": "1"}).json
+    assert (after["new"], after["classified"]) == (20, 20)
 
 
 def test_a_night_with_such_images_ends_well(photos: Path, trap: str, vehclass: Callable[..., Answer]) -> None:
@@ -252,7 +267,8 @@ class TestApart:
         process = apart._all[0].process
         apart.close()
         assert process.returncode is not None
-        assert len(list(Path("/proc/self/fd").iterdir())) == before - 4  # two pipes, the memory, the giants' turn
+        # Two ends of pipes, the memory and its mapping, the giants' turn.
+        assert len(list(Path("/proc/self/fd").iterdir())) == before - 5
 
     def test_giants_are_decoded_one_at_a_time(self, apart: Apart, drawn: Path) -> None:
         """Whoever else is at one: here this very process says that it is."""
@@ -265,15 +281,36 @@ class TestApart:
             assert not isinstance(next(apart.decode([photo], SIZE)), DecodeError)
             done.append(name)
 
-        fcntl.lockf(apart._giants, fcntl.LOCK_EX)
+        work("small", small)
+        done.clear()
+        fcntl.lockf(apart._giants or -1, fcntl.LOCK_EX)
         giant = threading.Thread(target=work, args=("giant", file.getvalue()))
         giant.start()
+        while not any(helper.memory.waits for helper in apart._all):
+            time.sleep(0.01)
         work("small", small)
-        giant.join(2)
+        giant.join(0.5)
         assert done == ["small"]
-        fcntl.lockf(apart._giants, fcntl.LOCK_UN)
+        fcntl.lockf(apart._giants or -1, fcntl.LOCK_UN)
         giant.join(20)
         assert done == ["small", "giant"]
+
+    def test_to_wait_for_ones_turn_is_not_to_hang(self) -> None:
+        file = io.BytesIO()
+        Image.new("L", (5_200, 5_000)).save(file, "JPEG")
+        apart, found = Apart(seconds=1), list[Any]()
+        try:
+            list(apart.decode([b""], SIZE))  # another thread's helper, and the giants' turn
+            fcntl.lockf(apart._giants or -1, fcntl.LOCK_EX)
+            giant = threading.Thread(target=lambda: found.extend(apart.decode([file.getvalue()], SIZE)))
+            giant.start()
+            giant.join(3)
+            assert giant.is_alive()
+            fcntl.lockf(apart._giants or -1, fcntl.LOCK_UN)
+            giant.join(20)
+        finally:
+            apart.close()
+        assert [isinstance(one, DecodeError) for one in found] == [False]
 
     def test_what_helpers_have_of_the_cores_is_known(self, apart: Apart, drawn: Path) -> None:
         photos = [file.read_bytes() for file in sorted(drawn.rglob("*.jpg"))[:20]] * 10
@@ -290,21 +327,77 @@ class TestApart:
         photo = next(drawn.rglob("*.jpg")).read_bytes()
         list(apart.decode([photo], SIZE))
         memory = apart._all[0].memory
-        for said in ([], {"code": 1}, {"width": "wide"}, "x" * 3000, None, {"width": [], "height": 1}):
+        true = {"width": 10, "height": 10, "format": "jpeg", "sha256": "0" * 64}
+        memory.say(0, true)
+        assert not isinstance(memory.answer(0, SIZE, ("jpeg",), 100), DecodeError)
+        no_facts = [{}, {"width": 2**40}, {"width": "9" * 99}, {"height": -1}, {"height": 11}, {"width": True}]
+        no_facts += [{"format": "tiff"}, {"format": []}, {"sha256": "x"}, {"sha256": None}, {"width": None}]
+        no_reasons = [{"code": code, "message": "", "permanent": True} for code in (1, "", "a\0b", "x" * 41)]
+        no_reasons += [{"code": "odd", "message": message, "permanent": True} for message in (None, 7, "x" * 501)]
+        lies = [true | lie for lie in no_facts[1:]] + no_reasons + [[], "x" * 3000, None, 7, {"code": "odd"}, {}]
+        for said in lies:
             memory.say(0, said)
-            answer = memory.answer(0, SIZE)
-            assert isinstance(answer, DecodeError)
+            answer = memory.answer(0, SIZE, ("jpeg",), 100)
+            assert isinstance(answer, DecodeError), said
             assert answer.code == "decoder_crashed"
-        memory._shown[SLOTS_AT : SLOTS_AT + 4] = b"\xff" * 4  # a length beyond the slot
-        assert isinstance(memory.answer(0, SIZE), DecodeError)
+        memory._mapped[SLOTS_AT : SLOTS_AT + 4] = b"\xff" * 4  # a length beyond the slot
+        assert isinstance(memory.answer(0, SIZE, ("jpeg",), 100), DecodeError)
+        memory.cpu_seconds = float("nan")
+        assert apart.cpu_seconds() == 0
 
-    def test_helpers_end_with_the_run(self, drawn: Path) -> None:
+    @pytest.mark.parametrize("answer", ["QUESTION", "b'\\n' * 8"])
+    def test_an_answer_to_something_else_is_none(self, answer: str) -> None:
+        """Nothing is done where all should be, or the question is another: not a loop, and no image's pixels for another's."""
+        code = f"""if True:
+            import os, struct, sys
+            answers, asked = int(sys.argv[-1]), sys.stdin.buffer
+            os.write(answers, bytes(8))
+            while head := asked.read(20):
+                QUESTION, count = head[:8], struct.unpack("<I", head[16:])[0]
+                for length in struct.unpack(f"<{{count}}Q", asked.read(8 * count)):
+                    asked.read(length)
+                os.write(answers, {answer})
+        """
+        apart = Apart(seconds=5)
+        apart._command[1:] = ["-c", code]
+        try:
+            found = [as_told(one) for one in apart.decode([b"photo"] * 3, SIZE)]
+        finally:
+            apart.close()
+        assert [one[0] for one in found] == ["decoder_crashed"] * 3
+
+    def test_a_helper_that_may_not_have_the_memory_of_its_owner(self, apart: Apart) -> None:
+        """What is mapped cannot be cut off, which would be the end of both."""
+        list(apart.decode([b""], SIZE))
+        with pytest.raises(OSError, match="permitted"):
+            os.ftruncate(apart._all[0]._files[0], 0)
+
+    def test_helpers_know_no_secrets(self, apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_STORAGE_KEY", "canary-of-a-key")
+        monkeypatch.setenv("VEHCLASS_STORE", "mssql://user:canary@server/db")
+        list(apart.decode([b""], SIZE))
+        environment = Path(f"/proc/{apart._all[0].process.pid}/environ").read_bytes()
+        assert b"canary" not in environment
+        assert b"PATH=" in environment
+
+    @pytest.mark.parametrize("how", [b"", b"HANG-HERE"])
+    def test_helpers_end_with_the_run(self, drawn: Path, trap: str, how: bytes) -> None:
+        """Also one that is at an image which never ends."""
+        photo = next(drawn.rglob("*.jpg"))
         code = (
-            "import sys; from pathlib import Path; from vehclass.imaging_apart import Apart\n"
-            f"a = Apart(); list(a.decode([Path({str(next(drawn.rglob('*.jpg')))!r}).read_bytes()], (8, 8)))\n"
-            "print(a._all[0].process.pid, flush=True); import os; os._exit(1)"
+            "import os, sys, threading, time; from pathlib import Path; from vehclass.imaging_apart import Apart\n"
+            f"a = Apart(); list(a.decode([b''], (8, 8))); photo = Path({str(photo)!r}).read_bytes() + {how!r}\n"
+            "b = Apart(); threading.Thread(target=lambda: list(b.decode([photo], (8, 8)))).start(); time.sleep(2)\n"
+            "print(b._all[0].process.pid, flush=True); os._exit(1)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": trap},
+        )
         helper = Path(f"/proc/{done.stdout.strip()}")
         for _ in range(50):
             if not helper.exists():

@@ -17,6 +17,7 @@ VehclassError                 1  failed
 ├── TooManyFailures           1
 ├── StoreError                1
 │   └── StoreGone
+├── HelperMissing             1
 ├── ExportDiffers             1
 ├── PromotionRefused          1
 ├── PromotedMeanwhile         1
@@ -121,6 +122,10 @@ class StoreError(VehclassError):
 
 class StoreGone(StoreError):
     """{url} is no longer there: its database or its containers were deleted meanwhile. See `vehclass store check`; the same command makes them anew, where it may."""
+
+
+class HelperMissing(VehclassError):
+    """A process to decode images in could not be started ({reason}). Give this one more memory and more processes, or name fewer --threads; up to two decode without."""
 
 
 class ExportDiffers(VehclassError):

@@ -9,7 +9,8 @@ import hashlib
 import io
 import threading
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Final
 
 import numpy as np
@@ -42,17 +43,27 @@ class OneAtATime:
     """A lock between threads and, by a file that they share, between processes; one that dies lets go of it."""
 
     def __init__(self) -> None:
-        self.handle: int | None = None
+        self._handle: int | None = None
+        self._tell: Callable[[bool], None] = lambda waits: None
         self._lock = threading.Lock()
 
+    def share(self, handle: int, tell: Callable[[bool], None]) -> None:
+        """Takes turns with all processes that have the same open file; `tell` hears when one is waited for, and is not."""
+        self._handle, self._tell = handle, tell
+
     def __enter__(self) -> None:
-        self._lock.acquire()
-        if self.handle is not None:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX)
+        with ExitStack() as taken:
+            taken.enter_context(self._lock)
+            if self._handle is not None:
+                self._tell(True)
+                taken.callback(self._tell, False)
+                fcntl.lockf(self._handle, fcntl.LOCK_EX)
+                self._tell(False)
+            taken.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        if self.handle is not None:
-            fcntl.lockf(self.handle, fcntl.LOCK_UN)
+        if self._handle is not None:
+            fcntl.lockf(self._handle, fcntl.LOCK_UN)
         self._lock.release()
 
 
@@ -66,9 +77,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _one_giant = OneAtATime()
 
 
-def share_giants(handle: int) -> None:
-    """Has this process take turns at giants with all others that were given the same open file."""
-    _one_giant.handle = handle
+def share_giants(handle: int, tell: Callable[[bool], None]) -> None:
+    """Has this process take turns at giants with all others that have the same open file; `tell` hears when it waits."""
+    _one_giant.share(handle, tell)
 
 
 def sniff(data: bytes) -> str | None:

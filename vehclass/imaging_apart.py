@@ -1,13 +1,16 @@
 """Decodes images in helper processes: one that crashes the decoder, or keeps it busy for ever, ends only a helper.
 
-And each has a Python lock of its own, for which threads of one process wait where there are many (docs/performance.md).
-A helper is started for each thread that asks and stays until it ends. Photos go to it through a pipe, a few at a time; their
-pixels come back in memory that the two share, and what is known of each as JSON beside them. Nothing of that could run: a
-decoder that was taken over by an image has no more to say than pixels.
+Helpers also run Python side by side, which the threads of one process cannot (docs/performance.md, "Many cores"). Each
+thread that asks has one of its own, from its first question until all are closed. Photos go to it through a pipe, a few
+at a time; their pixels come back in memory that the two share, and what is known of each as JSON beside them. All of that is
+looked at as what a stranger says: a decoder that was taken over by an image can give wrong pixels for it, and little else this way.
 """
 
+import fcntl
+import math
 import mmap
 import os
+import re
 import select
 import struct
 import subprocess
@@ -17,29 +20,38 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from signal import Signals
+from signal import SIGKILL, Signals
 from typing import IO, Any, Final
 
 import numpy as np
 import orjson
 
-from vehclass.errors import DecodeError
+from vehclass.errors import DecodeError, HelperMissing
 from vehclass.imaging import Pixels, decode, share_giants
-from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS
+from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, LOOKS
 from vehclass.records import ImageFacts
 
 TOGETHER: Final = 16  # photos a question, at most,
 TOGETHER_BYTES: Final = 32 * 2**20  # and so many bytes of pixels, but for a single one
+START_SECONDS: Final = 60.0  # until a helper is ready
 CRASH_SECONDS: Final = 0.2  # from the end of a helper's pipe to its own
-LOOKS: Final = 20  # at a helper, in the time that an image may take
-ASK: Final = struct.Struct("<III")  # width, height, photos; then each one's LENGTH, then the photos
+ASK: Final = struct.Struct(
+    "<QIII"
+)  # the question's number, width, height, photos; then each one's LENGTH, then the photos
 LENGTH: Final = struct.Struct("<Q")
-DONE: Final = struct.Struct("<Q")  # the shared memory begins with the number of photos that are done,
-CPU: Final = struct.Struct("<d")  # and the seconds of CPU that the helper has had;
-SAID: Final = struct.Struct("<I")  # then a slot for each, with the length of its JSON before it,
+ANSWERED: Final = struct.Struct("<Q")  # the question's number; 0 from a helper that is ready
+# The shared memory: how many of the photos are done, whether the next waits for its turn, the CPU that the helper has had in
+# seconds; then a slot for what is known of each photo, with its length; then their pixels.
+DONE: Final = struct.Struct("<Q")
+WAITS: Final = struct.Struct("<Q")
+CPU: Final = struct.Struct("<d")
+SAID: Final = struct.Struct("<I")
+WAITS_AT: Final = DONE.size
+CPU_AT: Final = WAITS_AT + WAITS.size
+SLOTS_AT: Final = CPU_AT + CPU.size
 SLOT: Final = 4096
-SLOTS_AT: Final = DONE.size + CPU.size
-PIXELS_AT: Final = SLOTS_AT + TOGETHER * SLOT  # then their pixels
+PIXELS_AT: Final = SLOTS_AT + TOGETHER * SLOT
+LONGEST_MESSAGE: Final = 500  # characters, which fit a slot however they are written
 
 
 class Apart:
@@ -52,45 +64,43 @@ class Apart:
         seconds: float = 120.0,
     ) -> None:
         """`seconds` is the longest that an image may take."""
-        self._giants = _nameless()  # of which the helpers take turns to decode one
-        self._words = [sys.executable, "-P", "-m", __name__, ",".join(formats), str(max_pixels), str(self._giants)]
-        self._seconds = seconds
+        self._formats, self._max_pixels, self._seconds = formats, max_pixels, seconds
+        self._command = [sys.executable, "-P", "-m", __name__]
         self._own = threading.local()
         self._all: list[_Helper] = []
-        self._cpu_seconds = 0.0  # of helpers that have ended
         self._guard = threading.Lock()
+        self._giants: int | None = None  # an open file by which the helpers take turns at giants
+        self._cpu_seconds = 0.0  # of helpers that have ended
 
     def decode(
         self, photos: Sequence[bytes], size: tuple[int, int]
     ) -> Iterator[tuple[Pixels, ImageFacts] | DecodeError]:
         """What `imaging.decode` gives or raises for each photo, in order, also where the decoder crashed or took too long.
 
-        Pixels are good until the next are asked for.
+        An answer is good until the next is asked for. Raises HelperMissing.
         """
         width, height = size
         most = max(1, min(TOGETHER, TOGETHER_BYTES // (width * height * 3)))
-        at, tried = 0, -1  # which photo has crashed a helper before
+        at, suspect = 0, -1  # the photo at which a helper ended
         while at < len(photos):
-            # One that may have crashed a helper gets another to itself: it may have been killed for something else.
-            part = photos[at : at + (1 if at == tried else most)]
+            # It is tried once more, alone: the helper may have been killed for something else.
+            part = photos[at : at + (1 if at == suspect else most)]
             helper, error = self._helper(), None
             try:
                 helper.ask(part, size)
-                helper.wait(self._seconds)
+                helper.wait(len(part), self._seconds)
             except (BrokenPipeError, EOFError):
-                code = self._end(helper, CRASH_SECONDS)
-                how = f"killed by {Signals(-code).name}" if code < 0 else f"exit code {code}"
-                error = DecodeError("decoder_crashed", f"It crashed the decoder ({how}).")
+                error = _crash(self._end(helper, CRASH_SECONDS))
             except TimeoutError:
                 self._end(helper)
                 error = DecodeError("decode_timeout", f"It was not decoded within {self._seconds:g} s.")
             done = min(helper.memory.done, len(part))
             for number in range(done):
-                yield helper.memory.answer(number, size)
+                yield helper.memory.answer(number, size, self._formats, self._max_pixels)
             at += done
             if error is not None and done < len(part):
-                if error.code == "decoder_crashed" and tried != at:
-                    tried = at
+                if error.code == "decoder_crashed" and suspect != at:
+                    suspect = at
                 else:
                     at += 1
                     yield error
@@ -101,20 +111,34 @@ class Apart:
             return self._cpu_seconds + sum(helper.memory.cpu_seconds for helper in self._all)
 
     def close(self) -> None:
-        """Ends the helpers."""
+        """Ends the helpers, of which none may be at work."""
         for helper in list(self._all):
             self._end(helper)
-        if self._giants >= 0:
+        self._own = threading.local()  # with the memory of each
+        if self._giants is not None:
             os.close(self._giants)
-            self._giants = -1
+            self._giants = None
 
     def _helper(self) -> "_Helper":
+        """This thread's own; raises HelperMissing."""
         helper: _Helper | None = getattr(self._own, "helper", None)
         if helper is None or helper.process.returncode is not None:
-            helper = _Helper(self._words, self._giants)
-            self._own.helper = helper
+            try:
+                with self._guard:
+                    if self._giants is None:
+                        self._giants = _unlinked_file()
+                limits = [",".join(self._formats), str(self._max_pixels)]
+                helper = _Helper([*self._command, *limits], self._giants)
+            except OSError as error:
+                raise HelperMissing(reason=error.strerror or error) from error
             with self._guard:
                 self._all.append(helper)
+            self._own.helper = helper
+            try:
+                helper.wait(0, START_SECONDS)
+            except (EOFError, TimeoutError) as error:
+                code = self._end(helper, CRASH_SECONDS)
+                raise HelperMissing(reason=_how(code)) from error
         return helper
 
     def _end(self, helper: "_Helper", seconds: float = 0.0) -> int:
@@ -126,109 +150,168 @@ class Apart:
         return helper.end(seconds)
 
 
+def _how(code: int) -> str:
+    """How a process ended, by its exit code."""
+    try:
+        return f"killed by {Signals(-code).name}" if code < 0 else f"exit code {code}"
+    except ValueError:  # a signal without a name
+        return f"killed by signal {-code}"
+
+
+def _crash(code: int) -> DecodeError:
+    """Why an image has no pixels whose helper ended: for good where it was a crash, and not what a short memory does."""
+    permanent = code < 0 and code != -SIGKILL
+    return DecodeError("decoder_crashed", f"It crashed the decoder ({_how(code)}).", permanent=permanent)
+
+
 class _Memory:
     """What a helper and its owner share: a file without a name, as large as was ever needed."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._shown = mmap.mmap(handle, PIXELS_AT)
+        self._mapped = mmap.mmap(handle, PIXELS_AT)
 
-    def hold(self, photos: int, size: tuple[int, int]) -> None:
-        """Sees to it that so many photos have room, none of which is done."""
+    def make_room(self, photos: int, size: tuple[int, int]) -> None:
+        """Sees to it that the pixels of so many photos fit."""
         needed = PIXELS_AT + photos * size[0] * size[1] * 3
-        if len(self._shown) < needed:
+        if len(self._mapped) < needed:
             if os.fstat(self._handle).st_size < needed:
                 os.ftruncate(self._handle, needed)
-            self._shown = mmap.mmap(self._handle, needed)
-        self.done = 0
+            self._mapped = mmap.mmap(self._handle, needed)
 
     @property
     def done(self) -> int:
         """How many photos of the last question are done."""
-        return int(DONE.unpack_from(self._shown)[0])
+        return int(DONE.unpack_from(self._mapped)[0])
 
     @done.setter
     def done(self, photos: int) -> None:
-        DONE.pack_into(self._shown, 0, photos)
+        DONE.pack_into(self._mapped, 0, photos)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next photo waits until another helper has done a giant."""
+        return bool(WAITS.unpack_from(self._mapped, WAITS_AT)[0])
+
+    @waits.setter
+    def waits(self, waits: bool) -> None:
+        WAITS.pack_into(self._mapped, WAITS_AT, waits)
 
     @property
     def cpu_seconds(self) -> float:
         """What the helper has had of a core, up to the last photo."""
-        return float(CPU.unpack_from(self._shown, DONE.size)[0])
+        seconds = float(CPU.unpack_from(self._mapped, CPU_AT)[0])
+        return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
     @cpu_seconds.setter
     def cpu_seconds(self, seconds: float) -> None:
-        CPU.pack_into(self._shown, DONE.size, seconds)
+        CPU.pack_into(self._mapped, CPU_AT, seconds)
 
     def pixels(self, number: int, size: tuple[int, int]) -> Pixels:
         """A photo's place, uint8 [height, width, 3]."""
         count = size[0] * size[1] * 3
-        flat = np.frombuffer(self._shown, np.uint8, count, PIXELS_AT + number * count)
+        flat = np.frombuffer(self._mapped, np.uint8, count, PIXELS_AT + number * count)
         return flat.reshape(size[1], size[0], 3)
 
     def say(self, number: int, said: object) -> None:
         """Puts down what is known of a photo, as JSON."""
         at, text = SLOTS_AT + number * SLOT, orjson.dumps(said)
-        self._shown[at : at + SAID.size + len(text)] = SAID.pack(len(text)) + text
+        assert SAID.size + len(text) <= SLOT
+        self._mapped[at : at + SAID.size + len(text)] = SAID.pack(len(text)) + text
 
-    def answer(self, number: int, size: tuple[int, int]) -> tuple[Pixels, ImageFacts] | DecodeError:
-        """What was put down of a photo, which may be anything."""
+    def answer(
+        self, number: int, size: tuple[int, int], formats: Sequence[str], max_pixels: int
+    ) -> tuple[Pixels, ImageFacts] | DecodeError:
+        """What was put down of a photo, unless it cannot be true."""
         at = SLOTS_AT + number * SLOT
-        (length,) = SAID.unpack_from(self._shown, at)
+        (length,) = SAID.unpack_from(self._mapped, at)
         try:
-            said: dict[str, Any] = orjson.loads(self._shown[at + SAID.size : at + min(SAID.size + length, SLOT)])
+            said: dict[str, Any] = orjson.loads(self._mapped[at + SAID.size : at + min(SAID.size + length, SLOT)])
             if "code" in said:
-                return DecodeError(str(said["code"]), str(said["message"]), permanent=bool(said["permanent"]))
-            facts = ImageFacts(int(said["width"]), int(said["height"]), str(said["format"]), str(said["sha256"]))
+                return _as_error(said)
+            return self.pixels(number, size), _as_facts(said, formats, max_pixels)
         except (ValueError, TypeError, KeyError):
             return DecodeError("decoder_crashed", "It crashed the decoder (what came back is no answer).")
-        return self.pixels(number, size), facts
+
+
+def _as_error(said: dict[str, Any]) -> DecodeError:
+    """A reason that a helper gave; raises ValueError, TypeError or KeyError for what is none."""
+    code, message = said["code"], said["message"]
+    if not re.fullmatch("[a-z_]{1,40}", code) or len(message) > LONGEST_MESSAGE:
+        raise ValueError
+    return DecodeError(code, str(message), permanent=bool(said["permanent"]))
+
+
+def _as_facts(said: dict[str, Any], formats: Sequence[str], max_pixels: int) -> ImageFacts:
+    """What a helper says of a photo; raises ValueError, TypeError or KeyError for what cannot be."""
+    width, height, kind, digest = (said[name] for name in ("width", "height", "format", "sha256"))
+    if not (type(width) is type(height) is int and width > 0 and height > 0 and width * height <= max_pixels):
+        raise ValueError
+    if kind not in formats or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError
+    return ImageFacts(width, height, kind, digest)
 
 
 class _Helper:
     """A helper process as its owner sees it."""
 
-    def __init__(self, words: Sequence[str], *shared: int) -> None:
-        """`shared` are open files that it gets beside its own."""
-        self._handle = _nameless()
-        os.ftruncate(self._handle, PIXELS_AT)
-        self.memory = _Memory(self._handle)
-        self.process = subprocess.Popen(
-            [*words, str(self._handle)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=(self._handle, *shared),
-        )
+    def __init__(self, command: Sequence[str], giants: int) -> None:
+        """Starts it; `wait(0, ...)` says when it is ready. Raises OSError."""
+        self._files = [_unlinked_file(), *os.pipe()]
+        handle, self._answering, answers = self._files
+        try:
+            os.ftruncate(handle, PIXELS_AT)
+            with suppress(OSError):  # where the file may not shrink, nobody can take the memory away from its owner
+                fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            self.memory = _Memory(handle)
+            self.process = subprocess.Popen(
+                [*command, str(giants), str(handle), str(answers)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=2,  # what a library prints is no answer
+                pass_fds=(giants, handle, answers),
+                env=_environment(),
+                process_group=0,  # a Ctrl-C is for the run, which ends it in its own time
+            )
+        except OSError:
+            self._close_files()
+            raise
+        os.close(self._files.pop())  # the helper's end of the answers is its own
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._asked, self._answered = self.process.stdin.fileno(), self.process.stdout.fileno()
+        self._asking = self.process.stdin.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._answering, select.POLLIN)
+        self._question = 0
 
     def ask(self, photos: Sequence[bytes], size: tuple[int, int]) -> None:
         """Hands photos over; raises BrokenPipeError where the helper has ended."""
-        self.memory.hold(len(photos), size)
-        head = [ASK.pack(*size, len(photos)), *(LENGTH.pack(len(photo)) for photo in photos)]
+        self.memory.make_room(len(photos), size)
+        self.memory.done = 0
+        self._question += 1
+        head = [ASK.pack(self._question, *size, len(photos)), *(LENGTH.pack(len(photo)) for photo in photos)]
         left = [memoryview(part) for part in (b"".join(head), *photos) if part]
         while left:
-            written = os.writev(self._asked, left)
+            written = os.writev(self._asking, left)
             while left and written >= len(left[0]):
                 written -= len(left.pop(0))
             if left:
                 left[0] = left[0][written:]
 
-    def wait(self, seconds: float) -> None:
-        """Until all are done; raises EOFError where the helper has ended, TimeoutError where one takes too long.
+    def wait(self, photos: int, seconds: float) -> None:
+        """Until all photos of the question are done; raises EOFError where the helper ended, TimeoutError where one takes too long.
 
-        Time is counted in looks, so that a machine that slept does not seem to hang.
+        Time is counted in looks, so that a machine that slept does not seem to hang; a giant's does not begin before its turn.
         """
         seen = looks = 0
-        while not select.select([self._answered], [], [], seconds / LOOKS)[0]:
-            done = self.memory.done
-            seen, looks = done, looks + 1 if done == seen else 0
+        while not self._poll.poll(1000 * seconds / LOOKS):
+            done, waits = self.memory.done, self.memory.waits
+            looks = looks + 1 if done == seen and not waits else 0
+            seen = done
             if looks == LOOKS:
                 raise TimeoutError
-        if not os.read(self._answered, 1):
-            raise EOFError
+        answer = os.read(self._answering, ANSWERED.size)
+        if answer != ANSWERED.pack(self._question) or self.memory.done != photos:
+            raise EOFError  # the end of the pipe, or none of an answer
 
     def end(self, seconds: float) -> int:
         """Ends it, unless it ends by itself within so many seconds; returns its exit code."""
@@ -236,43 +319,71 @@ class _Helper:
             self.process.wait(seconds)
         self.process.kill()
         code = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self._close_files()
         return code
 
+    def _close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
 
-def _nameless() -> int:
-    """An open file that goes with the last process that has it."""
+
+def _environment() -> dict[str, str]:
+    """A helper's: without the settings, some of which are secret, and with one thread where libraries have a pool."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VEHCLASS_", "AZURE_"))}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _unlinked_file() -> int:
+    """An open file in memory, or else on disk, that goes with the last process that has it; raises OSError."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("vehclass")
+        with suppress(OSError):  # some systems forbid it
+            return os.memfd_create("vehclass", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def serve(formats: tuple[str, ...], max_pixels: int, memory: _Memory, asked: IO[bytes], answered: IO[bytes]) -> None:
     """A helper's life: decodes what is asked until there is no more."""
+    answered.write(ANSWERED.pack(0))
+    answered.flush()
     while len(head := asked.read(ASK.size)) == ASK.size:
-        width, height, count = ASK.unpack(head)
-        memory.hold(count, (width, height))
+        question, width, height, count = ASK.unpack(head)
         lengths = [length for (length,) in LENGTH.iter_unpack(asked.read(count * LENGTH.size))]
         # All are taken before the first is decoded, so that whoever asks can watch.
-        for number, photo in enumerate([asked.read(length) for length in lengths]):
+        photos = [asked.read(length) for length in lengths]
+        memory.make_room(count, (width, height))
+        for number, photo in enumerate(photos):
             try:
-                memory.pixels(number, (width, height))[:], facts = decode(
-                    photo, (width, height), formats=formats, max_pixels=max_pixels
-                )
+                pixels, facts = decode(photo, (width, height), formats=formats, max_pixels=max_pixels)
+                memory.pixels(number, (width, height))[:] = pixels
                 memory.say(number, facts)
             except DecodeError as error:
-                message = str(error)[:500]
-                memory.say(number, {"code": error.code, "message": message, "permanent": error.permanent})
+                memory.say(number, _reason(error))
+            except MemoryError:
+                memory.say(
+                    number, _reason(DecodeError("out_of_memory", "There was not enough memory.", permanent=False))
+                )
             memory.cpu_seconds = time.process_time()
             memory.done = number + 1
-        answered.write(b"\n")
+        photos = []
+        answered.write(ANSWERED.pack(question))
         answered.flush()
+
+
+def _reason(error: DecodeError) -> dict[str, object]:
+    """An error as JSON can have it."""
+    message = str(error).encode("utf-8", "backslashreplace").decode()[:LONGEST_MESSAGE]
+    return {"code": error.code, "message": message, "permanent": error.permanent}
+
+
+def _end_with_the_owner() -> None:
+    """Ends this process once nobody can ask any more, whatever it is at."""
+    asked = select.poll()
+    asked.register(0, 0)  # the end of a pipe is told unasked
+    asked.poll()
+    os.kill(os.getpid(), SIGKILL)
 
 
 def main() -> None:
@@ -281,10 +392,16 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    formats, most, giants, handle = sys.argv[1:]
-    share_giants(int(giants))
-    with suppress(BrokenPipeError):
-        serve(tuple(formats.split(",")), int(most), _Memory(int(handle)), sys.stdin.buffer, sys.stdout.buffer)
+    formats, most, giants, handle, answers = sys.argv[1:]
+    memory = _Memory(int(handle))
+
+    def wait(waits: bool) -> None:
+        memory.waits = waits
+
+    share_giants(int(giants), wait)
+    threading.Thread(target=_end_with_the_owner, daemon=True).start()
+    with suppress(BrokenPipeError), os.fdopen(int(answers), "wb") as answered:
+        serve(tuple(formats.split(",")), int(most), memory, sys.stdin.buffer, answered)
 
 
 if __name__ == "__main__":

@@ -15,3 +15,4 @@ READERS: Final = {
 FORMATS: Final = tuple(READERS)
 DEFAULT_FORMATS: Final = ("jpeg", "png", "webp")
 DEFAULT_MAX_PIXELS: Final = 100_000_000
+LOOKS: Final = 20  # at who decodes, in the time that an image may take

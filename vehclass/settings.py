@@ -60,7 +60,11 @@ class Settings:
         None, "VEHCLASS_BATCH_SIZE", "images a forward pass takes; auto when unset", least=1, most=4096
     )
     threads: int | None = _setting(
-        None, "VEHCLASS_THREADS", "threads that decode and classify; as many as cores when unset", least=1, most=1024
+        None,
+        "VEHCLASS_THREADS",
+        "lanes that decode and classify, more than two with a process each to decode in; as many as cores when unset",
+        least=1,
+        most=1024,
     )
     max_failure_rate: float = _setting(
         0.5,

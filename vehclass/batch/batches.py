@@ -1,4 +1,4 @@
-"""Turns images that were read into their outcomes: decoded one by one, classified together."""
+"""Turns images that were read into their outcomes: decoded in any of two ways, classified together."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -13,7 +13,7 @@ R = TypeVar("R")
 _ENDED: Final = object()
 _LOOK_UP_SECONDS: Final = 0.2  # how often a lane that waits for room looks whether anybody still wants its result
 _HUNGRY_SECONDS: Final = 0.005  # a consumer that waits for longer than this in all gets another lane, where it may,
-_HUNGRY_SHARE: Final = 0.1  # unless it is busy for ten times as long meanwhile
+_HUNGRY_SHARE: Final = 0.02  # unless it is busy for fifty times as long meanwhile
 
 
 def in_lanes(

@@ -3,13 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from vehclass.batch.ports import Decode
 from vehclass.imaging import Pixels
+from vehclass.imaging_limits import LOOKS
 from vehclass.records import ImageFacts
-
-LOOKS: Final = 20  # in the time that an image may take
 
 
 class Hangs:

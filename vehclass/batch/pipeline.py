@@ -125,7 +125,7 @@ class Hands:
     decode: DecodeAll
     classifiers: tuple[Classifier, ...]
     store: Store
-    decode_apart: DecodeAll | None = None  # not to be brought down by an image
+    decode_apart: DecodeAll | None = None  # not to be brought down by an image, where `decode` is
 
     @property
     def models(self) -> list[ModelInfo]:

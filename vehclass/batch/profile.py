@@ -40,7 +40,7 @@ class Spent:
 class Profile:
     """A clock for each stage, which threads share; it begins when it is made."""
 
-    def __init__(self, lanes: int = 1, cores: int = 1, elsewhere: Callable[[], float] = float) -> None:
+    def __init__(self, lanes: int = 1, cores: int = 1, elsewhere: Callable[[], float] = lambda: 0.0) -> None:
         """`lanes` decode and classify, on so many cores; `elsewhere` tells what helpers have had of them, in seconds."""
         self._lanes, self._cores, self._elsewhere = lanes, cores, elsewhere
         self.stages = {stage: Spent() for stage in STAGES}

@@ -41,10 +41,9 @@ def run(job: Job, hands: Hands, watch: Watch, *, command: str, settings: str) ->
     `watch.stop` was set, and whatever stopped the work.
     """
     tickets = _take_leases(hands)
-    apart = hands.decode_apart or hands.decode
-    if any(ticket.after_death for ticket in tickets) and apart != hands.decode:
+    if any(ticket.after_death for ticket in tickets) and hands.decode_apart is not None:
         log.warning("the last run here died without a word: images are decoded in processes of their own")
-        hands = replace(hands, decode=apart)
+        hands = replace(hands, decode=hands.decode_apart)
     watch.begun([ticket.run_id for ticket in tickets])
     with ExitStack() as leases:
         for ticket in tickets:

@@ -58,7 +58,11 @@ def classify_batch(
     runtime: options.Runtime = None,
     precision: options.Precision = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads that decode and classify. (default: one a core)", show_default=False)
+        int | None,
+        typer.Option(
+            help="Lanes that decode and classify; more than two have a process each to decode in. (default: one a core)",
+            show_default=False,
+        ),
     ] = None,
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Stop with exit code 2 when no GPU can be used.")
@@ -231,8 +235,10 @@ def _hands(
     apart = Apart(formats, most, settings.image_timeout)
     try:
         runtimes = tuple(classifier.runtime for classifier in classifiers)
-        decode = one_by_one(hangs.decode) if job.lanes <= FEW_LANES else apart.decode
-        hands = Hands(source, decode, classifiers, results, apart.decode)
+        if job.lanes <= FEW_LANES:
+            hands = Hands(source, one_by_one(hangs.decode), classifiers, results, apart.decode)
+        else:
+            hands = Hands(source, apart.decode, classifiers, results)
         yield summary.Wired(hands, results, runtimes, hangs, apart)
     finally:
         apart.close()
