@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, SAMPLE, Answer
+from vehclass import imaging_apart
 from vehclass.batch.batches import one_by_one
 from vehclass.batch.hangs import Hangs
 from vehclass.errors import DecodeError
@@ -255,6 +256,26 @@ class TestApart:
         finally:
             apart.close()
 
+    def test_one_that_was_done_after_all_is_not_blamed(
+        self, apart: Apart, drawn: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor the one that came after it."""
+        photos = [file.read_bytes() for file in sorted(drawn.rglob("*.jpg"))[:3]]
+        list(apart.decode(photos, SIZE))
+        wait, tries = imaging_apart._Helper.wait, []
+
+        def late(helper: Any, count: int, seconds: float) -> None:
+            wait(helper, count, seconds)
+            if not tries:
+                tries.append(count)
+                helper.memory.done = 1
+                raise imaging_apart._StillAt(0)
+
+        monkeypatch.setattr(imaging_apart._Helper, "wait", late)
+        found = [as_told(answer) for answer in apart.decode(photos, SIZE)]
+        assert tries == [3]
+        assert found == [as_told(next(one_by_one(decode)([photo], SIZE))) for photo in photos]
+
     def test_helpers_leave_nothing_behind(self, apart: Apart, drawn: Path) -> None:
         """No process, no open file, however many of them were killed."""
         photo = next(drawn.rglob("*.jpg")).read_bytes()
@@ -286,7 +307,9 @@ class TestApart:
         fcntl.lockf(apart._giants or -1, fcntl.LOCK_EX)
         giant = threading.Thread(target=work, args=("giant", file.getvalue()))
         giant.start()
+        until = time.monotonic() + 20
         while not any(helper.memory.waits for helper in apart._all):
+            assert time.monotonic() < until
             time.sleep(0.01)
         work("small", small)
         giant.join(0.5)
@@ -333,7 +356,9 @@ class TestApart:
         no_facts = [{}, {"width": 2**40}, {"width": "9" * 99}, {"height": -1}, {"height": 11}, {"width": True}]
         no_facts += [{"format": "tiff"}, {"format": []}, {"sha256": "x"}, {"sha256": None}, {"width": None}]
         no_reasons = [{"code": code, "message": "", "permanent": True} for code in (1, "", "a\0b", "x" * 41)]
-        no_reasons += [{"code": "odd", "message": message, "permanent": True} for message in (None, 7, "x" * 501)]
+        no_reasons += [
+            {"code": "odd", "message": message, "permanent": True} for message in (None, 7, ["x"], "x" * 501)
+        ]
         lies = [true | lie for lie in no_facts[1:]] + no_reasons + [[], "x" * 3000, None, 7, {"code": "odd"}, {}]
         for said in lies:
             memory.say(0, said)
@@ -397,10 +422,12 @@ class TestApart:
             check=False,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": trap},
+            timeout=30,
         )
-        helper = Path(f"/proc/{done.stdout.strip()}")
+        assert done.stdout, done.stderr
+        helper = Path(f"/proc/{int(done.stdout)}/stat")
         for _ in range(50):
-            if not helper.exists():
+            if not helper.exists() or helper.read_text().rpartition(")")[2].split()[0] == "Z":
                 return
             time.sleep(0.1)
         pytest.fail("the helper outlived its run")

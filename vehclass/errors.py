@@ -125,7 +125,7 @@ class StoreGone(StoreError):
 
 
 class HelperMissing(VehclassError):
-    """A process to decode images in could not be started ({reason}). Give this one more memory and more processes, or name fewer --threads; up to two decode without."""
+    """A process to decode images in could not be started ({reason}). Give this one more memory, processes and open files, or name fewer --threads."""
 
 
 class ExportDiffers(VehclassError):

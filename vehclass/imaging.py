@@ -57,14 +57,20 @@ class OneAtATime:
             if self._handle is not None:
                 self._tell(True)
                 taken.callback(self._tell, False)
-                fcntl.lockf(self._handle, fcntl.LOCK_EX)
+                try:
+                    fcntl.lockf(self._handle, fcntl.LOCK_EX)
+                except OSError as error:
+                    message = f"The system gave no lock for it: {error.strerror}."
+                    raise DecodeError("out_of_memory", message, permanent=False) from error
                 self._tell(False)
             taken.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            fcntl.lockf(self._handle, fcntl.LOCK_UN)
-        self._lock.release()
+        try:
+            if self._handle is not None:
+                fcntl.lockf(self._handle, fcntl.LOCK_UN)
+        finally:
+            self._lock.release()
 
 
 # Our own cap below is stricter than Pillow's and applies to every image; Pillow's would only warn.

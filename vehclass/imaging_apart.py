@@ -3,7 +3,8 @@
 Helpers also run Python side by side, which the threads of one process cannot (docs/performance.md, "Many cores"). Each
 thread that asks has one of its own, from its first question until all are closed. Photos go to it through a pipe, a few
 at a time; their pixels come back in memory that the two share, and what is known of each as JSON beside them. All of that is
-looked at as what a stranger says: a decoder that was taken over by an image can give wrong pixels for it, and little else this way.
+looked at as what a stranger says: a decoder that was taken over by an image can give wrong pixels for it and those after it, and
+little else this way.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from signal import SIGKILL, Signals
+from signal import SIGABRT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, Signals
 from typing import IO, Any, Final
 
 import numpy as np
@@ -34,7 +35,12 @@ from vehclass.records import ImageFacts
 TOGETHER: Final = 16  # photos a question, at most,
 TOGETHER_BYTES: Final = 32 * 2**20  # and so many bytes of pixels, but for a single one
 START_SECONDS: Final = 60.0  # until a helper is ready
-CRASH_SECONDS: Final = 0.2  # from the end of a helper's pipe to its own
+CRASH_SECONDS: Final = 2.0  # from the end of a helper's pipe to its own
+LONGEST_WAIT: Final = 10  # for its turn, in times of an image
+CRASHES: Final = frozenset(
+    {SIGSEGV, SIGILL, SIGFPE, SIGABRT}
+)  # other signals come from outside, or of a short disk or memory
+SECRET: Final = re.compile("^(VEHCLASS|AZURE)_|SECRET|TOKEN|PASSWORD|KEY|CREDENTIAL|IDENTITY|PROXY", re.IGNORECASE)
 ASK: Final = struct.Struct(
     "<QIII"
 )  # the question's number, width, height, photos; then each one's LENGTH, then the photos
@@ -91,9 +97,16 @@ class Apart:
                 helper.wait(len(part), self._seconds)
             except (BrokenPipeError, EOFError):
                 error = _crash(self._end(helper, CRASH_SECONDS))
-            except TimeoutError:
+            except _NoAnswer:
                 self._end(helper)
-                error = DecodeError("decode_timeout", f"It was not decoded within {self._seconds:g} s.")
+                error = _crash(None)
+            except _StillAt as stuck:
+                self._end(helper)
+                if helper.memory.done == stuck.photo:  # and not just done after all
+                    error = DecodeError("decode_timeout", f"It was not decoded within {self._seconds:g} s.")
+            except OSError as full:
+                self._end(helper)
+                raise HelperMissing(reason=full.strerror or full) from full
             done = min(helper.memory.done, len(part))
             for number in range(done):
                 yield helper.memory.answer(number, size, self._formats, self._max_pixels)
@@ -136,13 +149,15 @@ class Apart:
             self._own.helper = helper
             try:
                 helper.wait(0, START_SECONDS)
-            except (EOFError, TimeoutError) as error:
-                code = self._end(helper, CRASH_SECONDS)
-                raise HelperMissing(reason=_how(code)) from error
+            except EOFError as error:
+                raise HelperMissing(reason=_how(self._end(helper, CRASH_SECONDS))) from error
+            except (_StillAt, _NoAnswer) as error:
+                self._end(helper)
+                raise HelperMissing(reason=f"it was not ready within {START_SECONDS:g} s") from error
         return helper
 
-    def _end(self, helper: "_Helper", seconds: float = 0.0) -> int:
-        """Ends a helper, unless it ends by itself within so many seconds; returns its exit code."""
+    def _end(self, helper: "_Helper", seconds: float = 0.0) -> int | None:
+        """Ends a helper, unless it ends by itself within so many seconds; returns its exit code if it does."""
         with self._guard:
             if helper in self._all:
                 self._all.remove(helper)
@@ -150,17 +165,31 @@ class Apart:
         return helper.end(seconds)
 
 
-def _how(code: int) -> str:
-    """How a process ended, by its exit code."""
+class _NoAnswer(Exception):
+    """A helper that says something else than that it has answered."""
+
+
+class _StillAt(Exception):
+    """A helper that takes too long over a photo of the question, by its number there."""
+
+    def __init__(self, photo: int) -> None:
+        super().__init__(photo)
+        self.photo = photo
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, by its exit code, if it did."""
+    if code is None:
+        return "it gave no answer"
     try:
         return f"killed by {Signals(-code).name}" if code < 0 else f"exit code {code}"
     except ValueError:  # a signal without a name
         return f"killed by signal {-code}"
 
 
-def _crash(code: int) -> DecodeError:
-    """Why an image has no pixels whose helper ended: for good where it was a crash, and not what a short memory does."""
-    permanent = code < 0 and code != -SIGKILL
+def _crash(code: int | None) -> DecodeError:
+    """Why an image has no pixels whose helper ended: for good where it was a crash."""
+    permanent = code is not None and -code in CRASHES
     return DecodeError("decoder_crashed", f"It crashed the decoder ({_how(code)}).", permanent=permanent)
 
 
@@ -237,9 +266,9 @@ class _Memory:
 def _as_error(said: dict[str, Any]) -> DecodeError:
     """A reason that a helper gave; raises ValueError, TypeError or KeyError for what is none."""
     code, message = said["code"], said["message"]
-    if not re.fullmatch("[a-z_]{1,40}", code) or len(message) > LONGEST_MESSAGE:
+    if not re.fullmatch("[a-z_]{1,40}", code) or type(message) is not str or len(message) > LONGEST_MESSAGE:
         raise ValueError
-    return DecodeError(code, str(message), permanent=bool(said["permanent"]))
+    return DecodeError(code, message, permanent=bool(said["permanent"]))
 
 
 def _as_facts(said: dict[str, Any], formats: Sequence[str], max_pixels: int) -> ImageFacts:
@@ -257,12 +286,13 @@ class _Helper:
 
     def __init__(self, command: Sequence[str], giants: int) -> None:
         """Starts it; `wait(0, ...)` says when it is ready. Raises OSError."""
-        self._files = [_unlinked_file(), *os.pipe()]
-        handle, self._answering, answers = self._files
+        self._files = [_unlinked_file()]
         try:
+            self._files += os.pipe()
+            handle, self._answering, answers = self._files
             os.ftruncate(handle, PIXELS_AT)
             with suppress(OSError):  # where the file may not shrink, nobody can take the memory away from its owner
-                fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+                fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             self.memory = _Memory(handle)
             self.process = subprocess.Popen(
                 [*command, str(giants), str(handle), str(answers)],
@@ -298,27 +328,31 @@ class _Helper:
                 left[0] = left[0][written:]
 
     def wait(self, photos: int, seconds: float) -> None:
-        """Until all photos of the question are done; raises EOFError where the helper ended, TimeoutError where one takes too long.
+        """Until all photos of the question are done; raises EOFError where the helper ended, _StillAt, or _NoAnswer.
 
         Time is counted in looks, so that a machine that slept does not seem to hang; a giant's does not begin before its turn.
         """
-        seen = looks = 0
+        seen = looks = waited = 0
         while not self._poll.poll(1000 * seconds / LOOKS):
             done, waits = self.memory.done, self.memory.waits
             looks = looks + 1 if done == seen and not waits else 0
+            waited = waited + 1 if done == seen else 0
             seen = done
-            if looks == LOOKS:
-                raise TimeoutError
+            if looks == LOOKS or waited == LOOKS * LONGEST_WAIT:
+                raise _StillAt(done)
         answer = os.read(self._answering, ANSWERED.size)
+        if not answer:
+            raise EOFError
         if answer != ANSWERED.pack(self._question) or self.memory.done != photos:
-            raise EOFError  # the end of the pipe, or none of an answer
+            raise _NoAnswer
 
-    def end(self, seconds: float) -> int:
-        """Ends it, unless it ends by itself within so many seconds; returns its exit code."""
+    def end(self, seconds: float) -> int | None:
+        """Ends it, unless it ends by itself within so many seconds; returns its exit code if it does."""
+        code: int | None = None
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+            code = self.process.wait(seconds)
         self.process.kill()
-        code = self.process.wait()
+        self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
         self._close_files()
@@ -330,8 +364,8 @@ class _Helper:
 
 
 def _environment() -> dict[str, str]:
-    """A helper's: without the settings, some of which are secret, and with one thread where libraries have a pool."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VEHCLASS_", "AZURE_"))}
+    """A helper's: without settings and what may be secret, and with one thread where libraries have a pool."""
+    kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -367,7 +401,7 @@ def serve(formats: tuple[str, ...], max_pixels: int, memory: _Memory, asked: IO[
                 )
             memory.cpu_seconds = time.process_time()
             memory.done = number + 1
-        photos = []
+        del photo, photos  # which may be large
         answered.write(ANSWERED.pack(question))
         answered.flush()
 
