@@ -37,13 +37,11 @@ TOGETHER_BYTES: Final = 32 * 2**20  # and so many bytes of pixels, but for a sin
 START_SECONDS: Final = 60.0  # until a helper is ready
 CRASH_SECONDS: Final = 2.0  # from the end of a helper's pipe to its own
 LONGEST_WAIT: Final = 10  # for its turn, in times of an image
-CRASHES: Final = frozenset(
-    {SIGSEGV, SIGILL, SIGFPE, SIGABRT}
-)  # other signals come from outside, or of a short disk or memory
+# What a bug in a decoder ends by; other signals come from outside, or of a short disk or memory.
+CRASHES: Final = frozenset({SIGSEGV, SIGILL, SIGFPE, SIGABRT})
 SECRET: Final = re.compile("^(VEHCLASS|AZURE)_|SECRET|TOKEN|PASSWORD|KEY|CREDENTIAL|IDENTITY|PROXY", re.IGNORECASE)
-ASK: Final = struct.Struct(
-    "<QIII"
-)  # the question's number, width, height, photos; then each one's LENGTH, then the photos
+# A question: its number, width, height, how many photos; then each one's length, then the photos.
+ASK: Final = struct.Struct("<QIII")
 LENGTH: Final = struct.Struct("<Q")
 ANSWERED: Final = struct.Struct("<Q")  # the question's number; 0 from a helper that is ready
 # The shared memory: how many of the photos are done, whether the next waits for its turn, the CPU that the helper has had in
@@ -102,7 +100,7 @@ class Apart:
                 error = _crash(None)
             except _StillAt as stuck:
                 self._end(helper)
-                if helper.memory.done == stuck.photo:  # and not just done after all
+                if helper.memory.done <= stuck.photo:  # and not just done after all
                     error = DecodeError("decode_timeout", f"It was not decoded within {self._seconds:g} s.")
             except OSError as full:
                 self._end(helper)
@@ -151,7 +149,10 @@ class Apart:
                 helper.wait(0, START_SECONDS)
             except EOFError as error:
                 raise HelperMissing(reason=_how(self._end(helper, CRASH_SECONDS))) from error
-            except (_StillAt, _NoAnswer) as error:
+            except _NoAnswer as error:
+                self._end(helper)
+                raise HelperMissing(reason=_how(None)) from error
+            except _StillAt as error:
                 self._end(helper)
                 raise HelperMissing(reason=f"it was not ready within {START_SECONDS:g} s") from error
         return helper
