@@ -23,13 +23,14 @@ LAYERS = [
         "imaging",
         "imaging_apart",
         "resizing",
+        "jpeg_eighth",
         "exports",
         "notices",
         "metrics",
         "telemetry",
     },
     {"azure_storage"},
-    {"records", "errors", "holders", "imaging_limits"},
+    {"records", "errors", "holders", "imaging_limits", "_jpeg_eighth"},
 ]
 # Neighbours that may know each other all the same, and why.
 ALLOWED = {
@@ -38,6 +39,7 @@ ALLOWED = {
     ("telemetry", "metrics"),  # the same figures, another way
     ("imaging_apart", "imaging"),  # the same, in another process
     ("imaging", "resizing"),  # its last step
+    ("imaging", "jpeg_eighth"),  # and its first, for large photos
     ("registry", "model"),  # what is handed around is verified by those who know what a model folder is
 }
 # Training makes models and so knows what they are made of; the nightly batch is handed its hands.

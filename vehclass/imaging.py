@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vehclass.errors import DecodeError
 from vehclass.imaging_limits import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, READERS
+from vehclass.jpeg_eighth import decode_eighth
 from vehclass.records import ImageFacts
 from vehclass.resizing import resize
 
@@ -156,9 +157,10 @@ def decode(
                 guard = _one_giant
             with guard:
                 image.draft(None, size)  # a no-op but for JPEG; None keeps the mode
-                image.load()
+                picture = _quick_eighth(data, image, (width, height)) or image
+                picture.load()
                 turn = _orientation(image)
-                small = _as_rgb(image, (size[1], size[0]) if turn >= 5 else size)
+                small = _as_rgb(picture, (size[1], size[0]) if turn >= 5 else size)
     except DecodeError:
         raise
     except MemoryError as error:
@@ -171,6 +173,16 @@ def decode(
         width, height = height, width
     facts = ImageFacts(width, height, kind, hashlib.sha256(data).hexdigest())
     return np.asarray(small, np.uint8), facts
+
+
+def _quick_eighth(data: bytes, image: Image.Image, full: tuple[int, int]) -> Image.Image | None:
+    """What a JPEG will be that is about to be decoded at an eighth of its size; None when it is not, or Pillow has to."""
+    width, height = full
+    eighth = (-(-width // 8), -(-height // 8))
+    if decode_eighth is None or image.size != eighth or max(full) <= 8 or image.mode not in ("RGB", "L"):
+        return None
+    pixels = decode_eighth(data, width, height)
+    return None if pixels is None else Image.frombytes(image.mode, eighth, pixels)
 
 
 def _refuse_too_many(width: int, height: int, max_pixels: int) -> None:

@@ -50,6 +50,7 @@ def doctor(
         "packages": {name: _installed(name) for name in PACKAGES},
         "sqlite": _sqlite(),
         "odbc_driver": _odbc(),
+        "large_jpegs": _large_jpegs(),
         "devices": _devices(),
         "settings": settings.shown(),
         "checks": _checks(settings, container),
@@ -64,7 +65,8 @@ def doctor(
 
 def _print(report: dict[str, Any]) -> None:
     facts = [
-        (name, report[name]) for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_driver", "devices")
+        (name, report[name])
+        for name in ("vehclass", "python", "system", "cores", "sqlite", "odbc_driver", "large_jpegs", "devices")
     ]
     show.table(
         None,
@@ -143,6 +145,14 @@ def _sqlite() -> str:
     import sqlite3
 
     return sqlite3.sqlite_version
+
+
+def _large_jpegs() -> str:
+    from vehclass.jpeg_eighth import decode_eighth
+
+    if decode_eighth is not None:
+        return "decoded quickly"
+    return "decoded in twice the time: install a C compiler and Python's headers, then vehclass again"
 
 
 def _odbc() -> str:
