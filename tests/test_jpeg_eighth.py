@@ -1,5 +1,6 @@
 """The C decoder gives, to the last bit, what libjpeg gives at an eighth, or leaves the photo to it."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from vehclass.errors import DecodeError
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261122
 COMPILER = shutil.which("cc")
-HEADERS = sysconfig.get_paths()["include"]
+INCLUDE = sysconfig.get_paths()["include"]
 
 
 def decode(data: bytes, width: int, height: int) -> bytes | None:
@@ -38,7 +40,7 @@ def drawn(mode: str = "RGB", **options: object) -> tuple[bytes, int, int]:
 
 
 def test_it_is_compiled_where_there_is_a_compiler() -> None:
-    if COMPILER is None or not (Path(HEADERS) / "Python.h").exists():
+    if COMPILER is None or not (Path(INCLUDE) / "Python.h").exists():
         pytest.skip("there is no C compiler here, or not Python's headers")
     assert jpeg_eighth.decode_eighth is not None
 
@@ -69,6 +71,113 @@ def test_unusual_ones_are_left_to_libjpeg(options: dict[str, object]) -> None:
 
 def test_four_colours_are_left_to_libjpeg() -> None:
     assert decode(*drawn("CMYK")) is None
+
+
+def segments(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """What stands before the picture, as marker and content, and the rest from the first bit on."""
+    found, at = [], 2
+    while not found or found[-1][0] != 0xDA:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        found.append((data[at + 1], data[at + 4 : at + 2 + length]))
+        at += 2 + length
+    return found, data[at:]
+
+
+def joined(headers: list[tuple[int, bytes]], rest: bytes) -> bytes:
+    written = [bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content for marker, content in headers]
+    return b"\xff\xd8" + b"".join(written) + rest
+
+
+JFIF, ADOBE, TABLES, CODES, FRAME, RESTART = 0xE0, 0xEE, 0xDB, 0xC4, 0xC0, 0xDD
+PLAIN_JPEG, _, _ = drawn(quality=75)
+HEADERS, REST = segments(PLAIN_JPEG)
+WITHOUT_JFIF = [one for one in HEADERS if one[0] != JFIF]
+OTHER_TABLES = [one for one in segments(drawn(quality=70)[0])[0] if one[0] == TABLES]
+OPTIMIZED, OPTIMIZED_REST = segments(drawn(quality=75, optimize=True)[0])
+
+
+def adobe(transform: int) -> tuple[int, bytes]:
+    return ADOBE, b"Adobe\0\x64\0\0\0\0" + bytes([transform])
+
+
+def changed(kind: int, change: Callable[[bytes], bytes]) -> bytes:
+    """The plain one with the content of its first header of a kind changed."""
+    first = next(number for number, one in enumerate(HEADERS) if one[0] == kind)
+    return joined([(one[0], change(one[1]) if n == first else one[1]) for n, one in enumerate(HEADERS)], REST)
+
+
+def same_ids(frame: bytes) -> bytes:
+    return frame[:9] + frame[6:7] + frame[10:]
+
+
+def all_ones(codes: bytes) -> bytes:
+    """A tenth code of the last length, all ones, for a symbol that no photo uses."""
+    assert codes[:17] == bytes([0, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
+    return codes[:9] + b"\x02" + codes[10:] + b"\0"
+
+
+AS_LIBJPEG_DOES = {
+    "as it is": (PLAIN_JPEG, "equal"),
+    "JFIF and Adobe disagree": (joined([HEADERS[0], adobe(0), *HEADERS[1:]], REST), "equal"),
+    "Adobe's YCbCr": (joined([adobe(1), *WITHOUT_JFIF], REST), "equal"),
+    "Adobe's RGB": (joined([adobe(0), *WITHOUT_JFIF], REST), "left to libjpeg"),
+    "an unknown transform of Adobe's": (joined([adobe(2), *WITHOUT_JFIF], REST), "left to libjpeg"),
+    "neither": (joined(WITHOUT_JFIF, REST), "equal"),
+    "the last of two quantizers counts": (joined([*OTHER_TABLES, *HEADERS], REST), "equal"),
+    "also behind the frame": (joined([*HEADERS[:-1], *OTHER_TABLES, HEADERS[-1]], REST), "equal"),
+    "the last of two codes counts": (
+        joined([*(one for one in HEADERS if one[0] == CODES), *OPTIMIZED], OPTIMIZED_REST),
+        "equal",
+    ),
+    "the last of two restarts counts": (
+        joined([(RESTART, b"\0\3"), (RESTART, b"\0\0"), *HEADERS], REST),
+        "equal",
+    ),
+    "two frames": (
+        joined([*HEADERS[:-1], *(one for one in HEADERS if one[0] == FRAME), HEADERS[-1]], REST),
+        "both refuse",
+    ),
+    "bytes to fill": (PLAIN_JPEG.replace(b"\xff\xc0", b"\xff\xff\xc0", 1), "left to libjpeg"),
+    "a restart before the end": (PLAIN_JPEG[:-2] + b"\xff\xd0\xff\xd9", "left to libjpeg"),
+    "a code of ones": (changed(CODES, all_ones), "both refuse"),
+    "three components of one name": (changed(FRAME, same_ids), "both refuse"),
+}
+
+
+@pytest.mark.parametrize(("data", "wanted"), AS_LIBJPEG_DOES.values(), ids=AS_LIBJPEG_DOES)
+def test_headers_are_read_as_libjpeg_reads_them(data: bytes, wanted: str) -> None:
+    assert jpegs.compare(decode, data) == wanted
+
+
+def test_the_longest_side() -> None:
+    for width, wanted in ((65_500, "equal"), (65_501, "both refuse")):
+        data = bytearray(jpegs.encoded(Image.new("L", (65_500, 16), 77)))
+        at = data.index(b"\xff\xc0") + 7
+        data[at : at + 2] = width.to_bytes(2, "big")
+        assert jpegs.compare(decode, bytes(data)) == wanted, width
+
+
+def test_grey_in_units_of_four() -> None:
+    """One component comes block by block, whatever its factors say."""
+    data = bytearray(drawn("L")[0])
+    data[data.index(b"\xff\xc0") + 11] = 0x22
+    assert jpegs.compare(decode, bytes(data)) in ("equal", "left to libjpeg")
+
+
+def test_several_pictures_in_a_file() -> None:
+    """As phones write them (MPO): the first one counts."""
+    out = io.BytesIO()
+    first = jpegs.picture(random.Random(SEED), "RGB")
+    first.save(out, "MPO", save_all=True, append_images=[first.rotate(180)])
+    data = out.getvalue()
+    assert decode(data, *first.size) is not None
+    assert jpegs.compare(decode, data) == "equal"
+
+
+def test_nothing_but_bytes_is_taken() -> None:
+    data, width, height = drawn()
+    with pytest.raises(TypeError):
+        decode(bytearray(data), width, height)  # type: ignore[arg-type]  # on purpose
 
 
 def test_another_size_than_the_header_says_is_refused() -> None:
@@ -175,7 +284,7 @@ def test_threads_decode_at_once() -> None:
 @pytest.mark.parametrize("count", [6_000, pytest.param(500_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])])
 def test_no_byte_is_read_or_written_where_it_should_not_be(count: int, tmp_path: Path) -> None:
     """Every warning is an error to the compiler, and its watchers of addresses and of arithmetic look at each step."""
-    if COMPILER is None or not (Path(HEADERS) / "Python.h").exists():
+    if COMPILER is None or not (Path(INCLUDE) / "Python.h").exists():
         pytest.skip("there is no C compiler here, or not Python's headers")
     watchers = [
         subprocess.run(
@@ -189,7 +298,7 @@ def test_no_byte_is_read_or_written_where_it_should_not_be(count: int, tmp_path:
     strict = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wsign-compare", "-Wpedantic", "-Werror"]
     watched = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     source = ROOT / "vehclass/_jpeg_eighth.c"
-    made = [COMPILER, *strict, *watched, "-shared", "-fPIC", f"-I{HEADERS}", str(source), "-o", str(module)]
+    made = [COMPILER, *strict, *watched, "-shared", "-fPIC", f"-I{INCLUDE}", str(source), "-o", str(module)]
     subprocess.run(made, check=True)
     done = subprocess.run(
         [sys.executable, "-m", "tests.jpegs", str(module), str(SEED), str(count)],

@@ -22,8 +22,9 @@ enum {
     BLOCK = 64,
     STEP_BITS = 13,      /* looked at in one step when coefficients are passed: a table of half a level-1 cache */
     LOOK_BITS = 9,       /* looked at in one step when a code is read; longer ones are searched for */
-    PADDING = 2048,      /* zeros behind an interval: no unit of six blocks, 248 bytes each at most, reads past them */
-    MOST_DC_BITS = 11,   /* of 8-bit photos (T.81, table F.1) */
+    PADDING = 2048,      /* zeros behind an interval, for a unit of six blocks, 248 bytes each at most, and a look ahead */
+    MOST_DC_BITS = 11,   /* of 8-bit photos (T.81, table F.1); libjpeg refuses codes for more than 15 */
+    MOST_SIDE = 65500,   /* libjpeg refuses longer ones */
     ENDS = 128,          /* added to a step's coefficients when the block ends with it */
     NO_STEP = 256,       /* instead of them: the next coefficient does not fit in a step */
     FAR = 8191,          /* no photo has such coefficients, and libjpeg's answers to them differ between processors */
@@ -35,16 +36,19 @@ enum { APP0 = 0xe0, APP14 = 0xee, APP15 = 0xef, COM = 0xfe };
 
 /* A Huffman code (T.81, annex C). A found symbol is symbol << 8 | length of its code; 0 stands for none. */
 typedef struct {
+    uint8_t counts[17];               /* of codes, by their length */
     uint8_t symbols[256];
     int32_t first[17];                /* by length: the place in `symbols` of its first code, less that code */
     uint32_t beyond[17];              /* by length: 1 + its last code, shifted to 16 bits */
     uint16_t look[1 << LOOK_BITS];    /* found symbols */
     uint16_t step[1 << STEP_BITS];    /* whole coefficients (and ENDS) << 6 | their bits; NO_STEP << 6 */
-    int there, has_steps;
+    int there, made, has_steps;
 } Code;
 
 typedef struct {
-    int id, across, down;             /* blocks in a unit */
+    int id;
+    int across, down;                 /* blocks in a unit */
+    int quartered;                    /* whether a block gives 2 x 2 samples instead of one */
     int quantizer, dc_code, ac_code;
     int32_t dc;                       /* of the block before */
     uint8_t *samples;                 /* of one row of units, `stride` a line */
@@ -62,7 +66,7 @@ typedef struct {
     int full_width, full_height, count, restart;
     int jfif, adobe;                  /* adobe: the colour transform that it names, -1 where it names none */
     uint16_t quantizers[4][BLOCK];    /* in zigzag order */
-    int quantized[4];
+    int has_quantizer[4];
     Code dc_codes[4], ac_codes[4];
     Component components[3];
     uint8_t *interval, *interval_end; /* its bits, without the zeros that are stuffed into a file, then PADDING */
@@ -84,15 +88,15 @@ static inline unsigned find_symbol(const Code *code, uint64_t bits) {
     return 0;
 }
 
-/* Makes a code of how many codes there are of each length, `counts[1]` to `counts[16]`; false where they make none. */
-static int make_code(Code *code, const uint8_t *counts) {
+/* Makes what finds symbols, of the counts; false where they make no code, or use all ones, which no code may be. */
+static int make_code(Code *code) {
     uint32_t next = 0;
     int32_t place = 0;
-    memset(code->look, 0, sizeof code->look);
+    if (code->made) return 1;
     for (int length = 1; length <= 16; length++, next <<= 1) {
         code->first[length] = place - (int32_t)next;
-        if (next + counts[length] > 1u << length) return 0;
-        for (int i = 0; i < counts[length]; i++, next++, place++) {
+        if (next + code->counts[length] >= 1u << length) return 0;
+        for (int i = 0; i < code->counts[length]; i++, next++, place++) {
             if (length > LOOK_BITS) continue;
             uint32_t spare = LOOK_BITS - (uint32_t)length;
             for (uint32_t tail = 0; tail < 1u << spare; tail++)
@@ -100,6 +104,7 @@ static int make_code(Code *code, const uint8_t *counts) {
         }
         code->beyond[length] = next << (16 - length);
     }
+    code->made = 1;
     return 1;
 }
 
@@ -114,6 +119,7 @@ static inline int is_odd(unsigned found) {
 }
 
 static void make_steps(Code *code) {
+    if (code->has_steps) return;
     for (uint32_t some = 0; some < 1u << STEP_BITS; some++) {
         unsigned used = 0, passed = 0, ends = 0;
         while (!ends && used < STEP_BITS) {
@@ -137,7 +143,7 @@ static int read_quantizers(Photo *photo, const uint8_t *at, const uint8_t *end) 
         at++;
         if (wide > 1 || which > 3 || end - at < BLOCK << wide) return 0;
         for (int k = 0; k < BLOCK; k++, at += 1 + wide) photo->quantizers[which][k] = (uint16_t)(wide ? word(at) : *at);
-        photo->quantized[which] = 1;
+        photo->has_quantizer[which] = 1;
     }
     return 1;
 }
@@ -145,20 +151,17 @@ static int read_quantizers(Photo *photo, const uint8_t *at, const uint8_t *end) 
 static int read_codes(Photo *photo, const uint8_t *at, const uint8_t *end) {
     while (at < end) {
         if (end - at < 17 || (*at & 15) > 3 || *at >> 4 > 1) return 0;
-        int is_dc = !(*at >> 4);
+        int is_dc = !(*at >> 4), total = 0;
         Code *code = (is_dc ? photo->dc_codes : photo->ac_codes) + (*at & 15);
-        const uint8_t *counts = at;
-        int total = 0;
-        for (int length = 1; length <= 16; length++) total += counts[length];
-        at += 17;
+        memcpy(code->counts, at, sizeof code->counts);
+        for (int length = 1; length <= 16; length++) total += code->counts[length];
+        at += sizeof code->counts;
         if (total > 256 || end - at < total) return 0;
-        memset(code, 0, sizeof *code);
         memcpy(code->symbols, at, (size_t)total);
-        at += total;
-        code->there = make_code(code, counts);
-        if (!code->there) return 0;
         for (int i = 0; is_dc && i < total; i++)
-            if (code->symbols[i] > MOST_DC_BITS) return 0; /* libjpeg may refuse it, used or not */
+            if (code->symbols[i] > MOST_DC_BITS) return 0;
+        at += total;
+        code->there = 1;
     }
     return 1;
 }
@@ -188,8 +191,11 @@ static int read_scan(Photo *photo, const uint8_t *at, const uint8_t *end) {
         component->dc_code = at[1] >> 4;
         component->ac_code = at[1] & 15;
         if (at[0] != component->id || component->dc_code > 3 || component->ac_code > 3) return 0;
-        if (!photo->dc_codes[component->dc_code].there || !photo->ac_codes[component->ac_code].there) return 0;
-        if (!photo->quantized[component->quantizer]) return 0;
+        Code *dc = photo->dc_codes + component->dc_code, *ac = photo->ac_codes + component->ac_code;
+        if (!dc->there || !ac->there || !make_code(dc) || !make_code(ac)) return 0;
+        if (!photo->has_quantizer[component->quantizer]) return 0;
+        /* For four blocks of brightness libjpeg takes four samples of a block of colour instead of spreading one. */
+        component->quartered = i && photo->components[0].across == 2 && photo->components[0].down == 2;
     }
     return at[0] == 0 && at[1] == BLOCK - 1 && at[2] == 0;
 }
@@ -260,6 +266,7 @@ static inline void refill(Bits *bits) {
     bits->have |= 56;
 }
 
+/* Only the six lower bits of `count` count: it may be a step as it stands in the table. */
 static inline void drop(Bits *bits, unsigned count) {
     bits->window <<= count & 63;
     bits->have -= count & 63;
@@ -290,22 +297,22 @@ static inline int read_first(const Photo *photo, Component *component, Bits *bit
 
 /* Passes the 63 others; false where they make no sense. */
 static inline int pass_others(const Code *code, Bits *bits) {
-    for (unsigned passed = 0, then = 0;;) {
+    for (unsigned passed = 0, after = 0;;) {
         refill(bits);
         unsigned step = 0;
         for (int steps = 56 / STEP_BITS; steps; steps--) {
             step = code->step[bits->window >> (64 - STEP_BITS)];
-            then = passed + (step >> 6);
-            if (then >= BLOCK - 1) break;
+            after = passed + (step >> 6);
+            if (after >= BLOCK - 1) break;
             drop(bits, step);
-            passed = then;
+            passed = after;
         }
-        if (then < BLOCK - 1) continue;
-        if (then == BLOCK - 1 || (then >= ENDS && then < ENDS + BLOCK - 1)) {
+        if (after < BLOCK - 1) continue;
+        if (after == BLOCK - 1 || (after >= ENDS && after < ENDS + BLOCK - 1)) {
             drop(bits, step);
             return 1;
         }
-        /* A coefficient longer than a step, or a step that goes on into the next block: one by itself. */
+        /* A coefficient longer than a step, a step that goes on into the next block, or nonsense: one by itself. */
         refill(bits);
         unsigned found = find_symbol(code, bits->window);
         if (is_odd(found)) return 0;
@@ -437,7 +444,7 @@ static int read_unit(Photo *photo, int column, int stride) {
     for (int i = 1; i < photo->count; i++) {
         Component *colour = photo->components + i;
         uint8_t *to = colour->samples + at;
-        if (across == 2 && down == 2) { /* then libjpeg takes four samples of a block, instead of spreading one */
+        if (colour->quartered) {
             if (!read_quarters(photo, colour, to, stride)) return 0;
             continue;
         }
@@ -489,9 +496,9 @@ static uint8_t *decode_photo(Photo *photo, int width, int height) {
     photo->interval = malloc((size_t)(photo->end - photo->at) + PADDING);
     int good = pixels && samples && photo->interval;
     for (int i = 0; good && i < photo->count; i++) {
-        photo->components[i].samples = samples + i * room;
-        Code *code = photo->ac_codes + photo->components[i].ac_code;
-        if (!code->has_steps) make_steps(code);
+        Component *component = photo->components + i;
+        component->samples = samples + i * room;
+        if (!component->quartered) make_steps(photo->ac_codes + component->ac_code);
     }
     good = good && read_picture(photo, pixels, width, height);
     free(photo->interval);
@@ -508,11 +515,13 @@ PyDoc_STRVAR(DECODE_DOC,
 
 static PyObject *decode(PyObject *module, PyObject *arguments) {
     (void)module;
-    const char *data;
+    PyObject *given; /* bytes and nothing else: they cannot change while other threads run */
+    char *data;
     Py_ssize_t length;
     int full_width, full_height;
-    if (!PyArg_ParseTuple(arguments, "y#ii", &data, &length, &full_width, &full_height)) return NULL;
-    if (full_width < 1 || full_width > 65535 || full_height < 1 || full_height > 65535) Py_RETURN_NONE;
+    if (!PyArg_ParseTuple(arguments, "Sii", &given, &full_width, &full_height)) return NULL;
+    if (PyBytes_AsStringAndSize(given, &data, &length)) return NULL;
+    if (full_width < 1 || full_width > MOST_SIDE || full_height < 1 || full_height > MOST_SIDE) Py_RETURN_NONE;
     int width = (full_width + 7) / 8, height = (full_height + 7) / 8;
     Photo *photo = calloc(1, sizeof *photo);
     if (!photo) return PyErr_NoMemory();

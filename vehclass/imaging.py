@@ -176,10 +176,12 @@ def decode(
 
 
 def _quick_eighth(data: bytes, image: Image.Image, full: tuple[int, int]) -> Image.Image | None:
-    """What a JPEG will be that is about to be decoded at an eighth of its size; None when it is not, or Pillow has to."""
+    """The picture, where `draft` chose an eighth of its full size and our decoder takes it; otherwise None."""
     width, height = full
     eighth = (-(-width // 8), -(-height // 8))
-    if decode_eighth is None or image.size != eighth or max(full) <= 8 or image.mode not in ("RGB", "L"):
+    if decode_eighth is None or image.size != eighth or image.mode not in ("RGB", "L"):
+        return None
+    if max(full) <= 8:  # so small that its eighth may be all of it
         return None
     pixels = decode_eighth(data, width, height)
     return None if pixels is None else Image.frombytes(image.mode, eighth, pixels)

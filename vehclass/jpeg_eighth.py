@@ -22,5 +22,5 @@ def _compiled() -> Eighth | None:
 decode_eighth: Final = _compiled()
 """RGB or grey pixels, row by row, of a JPEG of this width and height; None for what is to be left to libjpeg.
 
-The sides of what it gives are those of the photo by 8, rounded up. None itself where it was not compiled.
+The sides of what it gives are those of the photo by 8, rounded up. `decode_eighth` is None where it was not compiled.
 """

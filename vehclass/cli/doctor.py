@@ -152,7 +152,7 @@ def _large_jpegs() -> str:
 
     if decode_eighth is not None:
         return "decoded quickly"
-    return "decoded in twice the time: install a C compiler and Python's headers, then vehclass again"
+    return "decoded in twice the time: install a C compiler and Python's headers (Debian: gcc python3-dev), then vehclass again"
 
 
 def _odbc() -> str:
