@@ -2,9 +2,10 @@
 
 Draws photos, makes networks with random weights and 25 labels, and runs each contender in a process of its own,
 alternating, each time on a few photos and on many: the difference is the steady state, without the start. Every figure
-is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores, in the same
-run; the limit is what that allows on all cores, 1 / (1/D + 1/F). Beside it stands what the two reach by turns on every
-core, with nothing else to do. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
+is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores, measured right
+after what it is the floor of, since a host that gives more or less from minute to minute would otherwise be what is
+measured; the limit is what that allows on all cores, 1 / (1/D + 1/F). Beside it stands what the two reach by turns on
+every core, with nothing else to do. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
 once before each run, so that none depends on what the system still has in memory of them.
 
 `--quick` leaves the others out and compares with benchmarks/figures.json: it fails when the CPU that an image takes,
@@ -59,8 +60,8 @@ SETS = (
 )
 SMALL = (
     Photos("1024x768", ("1024x768",), 82, 128, 640),
-    Photos("12 megapixels", ("4000x3000",), 90, 20, 80),
-    Photos("a mix", MIX, 85, 50, 250),
+    Photos("12 megapixels", ("4000x3000",), 90, 40, 200),
+    Photos("a mix", MIX, 85, 100, 400),
 )
 QUICK = SMALL[0]
 
@@ -168,25 +169,45 @@ def ours(precision: str) -> list[str]:
     return [*batch, "--limit", "COUNT", "--store", "sqlite:///results.db", "--precision", precision, "--json"]
 
 
-def measure(bench: Bench, contenders: dict[str, list[str]], times: int) -> tuple[dict[str, Speed], dict[str, Speed]]:
-    """Medians of each contender, with the peak of its memory, and of the parts alone, in turns."""
+@dataclass(frozen=True)
+class Beside:
+    """One run of ours, and its parts alone right after it."""
+
+    ours: Speed
+    decode: Speed
+    forward: Speed
+    turns: Speed
+
+    @property
+    def of_limit(self) -> float:
+        """Our images a second, of those that decoding and computing alone would allow."""
+        return self.ours.rate * (1 / self.decode.rate + 1 / self.forward.rate)
+
+    @property
+    def of_floor(self) -> float:
+        """Our CPU an image, as a multiple of what decoding and computing alone take."""
+        return self.ours.cpu_ms / (self.decode.cpu_ms + self.forward.cpu_ms)
+
+    @property
+    def of_turns(self) -> float:
+        """Our images a second, of what decoding and computing by turns reach with nothing to read or to save."""
+        return self.ours.rate / self.turns.rate
+
+
+def measure(
+    bench: Bench, contenders: dict[str, list[str]], times: int
+) -> tuple[dict[str, Speed], dict[str, list[Beside]]]:
+    """Medians of each contender, with the peak of its memory; for each precision of ours every run beside its parts."""
     peaks = {name: bench.peak(words) for name, words in contenders.items()}
     speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
-    precisions = [name for name in PRECISIONS if name in contenders]
-    parts: dict[str, list[Speed]] = {name: [] for name in ("decode", *precisions, *map(by_turns, precisions))}
-    asked = {by_turns(name): ("turns", name) for name in precisions} | {name: ("forward", name) for name in precisions}
+    beside: dict[str, list[Beside]] = {name: [] for name in contenders if name in PRECISIONS}
     for _ in range(times):
         for name, words in contenders.items():
             speeds[name].append(bench.speed(words))
-        for name, found in parts.items():
-            found.append(bench.alone(*asked.get(name, (name,))))
-    medians = {name: replace(median(each), peak_mb=peaks[name]) for name, each in speeds.items()}
-    return medians, {name: median(each) for name, each in parts.items()}
-
-
-def by_turns(precision: str) -> str:
-    """The name of decoding and computing by turns."""
-    return f"by turns with {precision}"
+            if name in beside:
+                alone = bench.alone("decode"), bench.alone("forward", name), bench.alone("turns", name)
+                beside[name].append(Beside(speeds[name][-1], *alone))
+    return {name: replace(median(each), peak_mb=peaks[name]) for name, each in speeds.items()}, beside
 
 
 def median(speeds: Sequence[Speed]) -> Speed:
@@ -195,7 +216,7 @@ def median(speeds: Sequence[Speed]) -> Speed:
     return Speed(*(statistics.median(getattr(one, name) for one in speeds) for name in names))
 
 
-def table(title: str, speeds: dict[str, Speed], parts: dict[str, Speed]) -> dict[str, float]:
+def table(title: str, speeds: dict[str, Speed], beside: dict[str, list[Beside]]) -> dict[str, float]:
     """Prints a table; gives the CPU of ours as multiples of the floor, by precision."""
     best = max((name for name in speeds if name in PRECISIONS), key=lambda name: speeds[name].rate)
     print(f"\n### {title}\n")
@@ -207,9 +228,8 @@ def table(title: str, speeds: dict[str, Speed], parts: dict[str, Speed]) -> dict
     for name, one in speeds.items():
         limit = floor = ratio = ""
         if name in PRECISIONS:
-            reachable = 1 / (1 / parts["decode"].rate + 1 / parts[name].rate)
-            over[name] = one.cpu_ms / (parts["decode"].cpu_ms + parts[name].cpu_ms)
-            limit, floor = f"{one.rate / reachable:.2f}", f"{over[name]:.2f}"
+            over[name] = statistics.median(run.of_floor for run in beside[name])
+            limit, floor = f"{statistics.median(run.of_limit for run in beside[name]):.2f}", f"{over[name]:.2f}"
         else:
             ratio = f"{speeds[best].rate / one.rate:.1f} ({speeds['f32'].rate / one.rate:.1f} in f32)"
         print(
@@ -217,12 +237,12 @@ def table(title: str, speeds: dict[str, Speed], parts: dict[str, Speed]) -> dict
             f"{one.cpu_ms:.2f} | {floor} | {one.busy:.0%} | {one.start:.1f} | {one.peak_mb:,.0f} |",
             flush=True,
         )
-    alone = ", ".join(f"{name} {one.rate:,.0f}/s ({one.cpu_ms:.2f} ms)" for name, one in parts.items())
-    print(f"\nAlone on all cores: {alone}.", flush=True)
-    for name in over:
-        print(
-            f"{name}: {speeds[name].rate / parts[by_turns(name)].rate:.2f} of what the two reach by turns.", flush=True
-        )
+    print("\n| alone on all cores, images/s (CPU, ms an image) | decode | forward | by turns | vehclass has of that |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, runs in beside.items():
+        parts = [median([getattr(run, part) for run in runs]) for part in ("decode", "forward", "turns")]
+        cells = " | ".join(f"{one.rate:,.0f} ({one.cpu_ms:.2f})" for one in parts)
+        print(f"| {name} | {cells} | {statistics.median(run.of_turns for run in runs):.2f} |", flush=True)
     return over
 
 
@@ -251,8 +271,8 @@ def whole(work: Path, times: int, sets: Sequence[Photos], networks: Sequence[str
     figures = {}
     for of in sets:
         for backbone in networks:
-            speeds, parts = measure(prepare(work, of, backbone), contenders, times)
-            figures[f"{backbone}, {of.name}"] = table(f"{backbone}, {of.name}", speeds, parts)
+            title = f"{backbone}, {of.name}"
+            figures[title] = table(title, *measure(prepare(work, of, backbone), contenders, times))
     rounded = {title: {name: round(share, 3) for name, share in over.items()} for title, over in figures.items()}
     FIGURES.write_text(json.dumps(json.loads(FIGURES.read_text()) | rounded, indent=2) + "\n")
 
