@@ -1,5 +1,6 @@
 """A lane's turns: several quick batches are decoded before they are computed, and each image has one outcome."""
 
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -141,3 +142,13 @@ def test_a_turn_of_nothing_but_failures_ends() -> None:
     assert turn.is_over
     assert [one.failure and one.failure.code for _, one in turn.outcomes()] == ["corrupt"] * 10
     assert turn.outcomes() == []
+
+
+def test_bytes_are_let_go_of_once_they_are_decoded() -> None:
+    """A turn of large photos would otherwise hold those of several batches, more than a run's memory accounts for."""
+    turn = Turn(one_by_one(decode), [Told()])
+    photos = [read(str(n)) for n in range(10)]
+    held = [sys.getrefcount(photo) for photo in photos]
+    turn.take(photos)
+    assert [sys.getrefcount(photo) for photo in photos] == held
+    assert len(turn.outcomes()) == 10

@@ -44,7 +44,9 @@ class _Input:
     size: tuple[int, int]
     models: tuple[int, ...]
     pixels: Pixels  # room for a turn
-    decoded: list[tuple[Read, ImageFacts]] = field(default_factory=list)
+    decoded: list[tuple[Todo, ImageFacts]] = field(
+        default_factory=list
+    )  # without their bytes, which are of no more use
 
 
 def one_by_one(decode: Decode) -> DecodeAll:
@@ -105,7 +107,7 @@ class Turn:
                     if isinstance(answer, DecodeError):
                         error = answer
                     else:
-                        one.decoded.append((item, answer[1]))
+                        one.decoded.append((Todo(item.ref, item.models), answer[1]))
                 if error is not None:
                     failure = as_failure(error)
                     self._failed += [(n, Outcome(item.ref, failure=failure)) for n in one.models if n in item.models]
