@@ -22,6 +22,12 @@ SAMPLE = ROOT / "models" / "sample"
 # Real photos that are not part of the project; tests on them skip where they are not at hand.
 DATA = Path(os.environ.get("VEHCLASS_TEST_DATA", ROOT.parent / "shared" / "data"))
 VEHCLASS = [sys.executable, "-m", "vehclass"]
+# Files that take minutes: begun last, they would keep one core busy while the others have nothing left to do.
+LONG = ("test_power_loss.py", "test_kill.py", "test_fitting.py", "test_train.py", "test_export.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def clean_environment(**more: str) -> dict[str, str]:
