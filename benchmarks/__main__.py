@@ -293,9 +293,7 @@ def main() -> None:
     """Measures and prints the tables."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--quick", action="store_true", help="ours alone, compared with the committed figures")
-    asked.add_argument(
-        "--small", action="store_true", help="a third of the photos, for some 20 minutes instead of an hour"
-    )
+    asked.add_argument("--small", action="store_true", help="a third of the small photos, for half the time")
     asked.add_argument("--times", type=int, default=5)
     asked.add_argument("--set", choices=[of.name for of in SETS], help="one set of photos instead of all")
     asked.add_argument("--network", choices=NETWORKS, help="one network instead of all")

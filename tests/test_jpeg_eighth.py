@@ -264,6 +264,27 @@ def test_what_it_leaves_is_judged_by_libjpeg() -> None:
         imaging.decode(data[: len(data) // 2], (96, 96))
 
 
+def test_without_it_libjpeg_decodes_and_doctor_says_so(tmp_path: Path) -> None:
+    photo = tmp_path / "big.jpg"
+    photo.write_bytes(big())
+    code = (
+        "import hashlib, sys; from pathlib import Path\n"
+        "if sys.argv[2] == 'without': sys.modules['vehclass._jpeg_eighth'] = None\n"
+        "from vehclass import imaging; from vehclass.cli.doctor import _large_jpegs\n"
+        "pixels, _ = imaging.decode(Path(sys.argv[1]).read_bytes(), (96, 96))\n"
+        "print(imaging.decode_eighth is None, hashlib.sha256(pixels).hexdigest(), _large_jpegs())"
+    )
+
+    def said(how: str) -> list[str]:
+        words = [sys.executable, "-c", code, str(photo), how]
+        return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split(" ", 2)
+
+    without, with_it = said("without"), said("with")
+    assert without[0] == "True"
+    assert "install a C compiler" in without[2]
+    assert without[1] == with_it[1]
+
+
 def test_threads_decode_at_once() -> None:
     data = [jpegs.usual(random.Random(number)) for number in range(24)]
     alone = [jpegs.compare(decode, one) for one in data]

@@ -44,9 +44,8 @@ class _Input:
     size: tuple[int, int]
     models: tuple[int, ...]
     pixels: Pixels  # room for a turn
-    decoded: list[tuple[Todo, ImageFacts]] = field(
-        default_factory=list
-    )  # without their bytes, which are of no more use
+    # Without their bytes, which are of no more use.
+    decoded: list[tuple[Todo, ImageFacts]] = field(default_factory=list)
 
 
 def one_by_one(decode: Decode) -> DecodeAll:
