@@ -302,8 +302,8 @@ class TestGivenUp:
         proxy.rule = lambda method, path: Fault(status=503) if is_write(method, path) else None
         with pytest.raises(ServiceUnreachable):
             store.save([classified(f"{n}") for n in range(60)], MODEL, ticket, max_attempts=3)
-        assert len(said) == 1, said
         store.close()
+        assert len(said) == 1, said
 
     def test_there_is_no_store_yet(self, cosmos: Cosmos) -> None:
         with pytest.raises(StoreNotFound):

@@ -37,6 +37,7 @@ TRANSIENT_DETAIL: Final = frozenset({(404, 1002), (404, 1013), (403, 3), (403, 1
 THROTTLED: Final = 429
 LONGEST_HINT: Final = 30.0  # seconds; an x-ms-retry-after-ms beyond this is not believed
 DEFAULT_WAIT: Final = 120.0
+TELL_AFTER: Final = 2.0  # seconds that a request does not get through
 TELL_EVERY: Final = 10.0  # seconds, however many requests wait
 OPENING_SILENCE: Final = 15.0  # for a server that nobody answers for at the start: most likely a wrong name
 
@@ -216,16 +217,19 @@ class Requests:
                 if not self._may_pass(error):
                     raise
                 status, hint, moment = status_of(error), _hint(error), time.monotonic()
-                pause = hint if hint is not None else random.uniform(0.05, min(8.0, 0.2 * 2 ** min(attempt, 6)))
                 failing_since = moment if failing_since is None else failing_since
                 # A busy service that still serves others of ours will come to this one.
                 since = max(failing_since, self._served_at) if status == THROTTLED else failing_since
                 budget = self._wait if self._met or status is not None else min(self._wait, OPENING_SILENCE)
-                if moment - since + pause > budget:
+                waited = moment - since
+                # Without a word from the service, the last try comes when the patience ends, not before.
+                backoff = random.uniform(0.05, min(8.0, 0.2 * 2 ** min(attempt, 6)))
+                pause = hint if hint is not None else min(backoff, budget - waited)
+                if waited >= budget or waited + pause > budget:
                     raise ServiceUnreachable(service=self.url, reason=_reason(error, status)) from error
                 self.spent.throttled += status == THROTTLED
                 self.spent.repeated += 1
-                if (pause > 2 or attempt >= 6) and moment - self._told_at > TELL_EVERY:
+                if waited + pause > TELL_AFTER and moment - self._told_at > TELL_EVERY:
                     self._told_at = moment
                     self._options.say(f"{self.url}: {_reason(error, status)} ({what}); trying again")
                 await asyncio.sleep(pause)
