@@ -2,10 +2,10 @@
 
 Draws photos, makes networks with random weights and 25 labels, and runs each contender in a process of its own,
 alternating, each time on a few photos and on many: the difference is the steady state, without the start. Every figure
-is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores, measured right
-after what it is the floor of, since a host that gives more or less from minute to minute would otherwise be what is
-measured; the limit is what that allows on all cores, 1 / (1/D + 1/F). Beside it stands what the two reach by turns on
-every core, with nothing else to do. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
+is a median. The floor is what our own decoding alone and our own forward pass alone take of the cores; the limit is what
+that allows on all cores, 1 / (1/D + 1/F). Beside it stands what the two reach by turns on every core, with nothing else to
+do. All three are measured within the run that they belong to, which stands still for them each second: a host that gives
+more or less from one moment to the next would otherwise be what is measured. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
 once before each run, so that none depends on what the system still has in memory of them.
 
 `--quick` leaves the others out and compares with benchmarks/figures.json: it fails when the CPU that an image takes,
@@ -20,7 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +41,7 @@ PEERS = {
     "ray_data": "Ray Data",
 }
 MOST_GROWTH = 1.15
+AGAIN = 4  # names of each photo that our long run gets, since its start differs by more than what is to be measured
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,22 @@ class Bench:
     model: Path
     of: Photos
 
-    def speed(self, words: Sequence[str]) -> Speed:
-        """One contender: a short run and a long one, of which the difference counts."""
-        short, long = (self._once(words, count) for count in (self.of.few, self.of.many))
-        more = self.of.many - self.of.few
+    def speed(self, words: Sequence[str], again: int = 1, between: Callable[[], None] | None = None) -> Speed:
+        """One contender: a short run and a long one, of which the difference counts; `between` has a part of the long one."""
+        few, many = self.of.few, self.of.many * again
+        short, long = self._once(words, few), self._once(words, many, between=between)
+        more = many - few
         rate = more / (long.seconds - short.seconds)
         cpu_ms = 1000 * (long.cpu_seconds - short.cpu_seconds) / more
-        return Speed(rate, cpu_ms, short.seconds - self.of.few / rate)
+        return Speed(rate, cpu_ms, short.seconds - few / rate)
 
     def peak(self, words: Sequence[str]) -> float:
         """The most memory that a contender holds on many photos, MB; a run of its own, since watching slows it."""
         return self._once(words, self.of.many, watched=True).peak_mb
 
-    def _once(self, words: Sequence[str], count: int, *, watched: bool = False) -> Took:
+    def _once(
+        self, words: Sequence[str], count: int, *, watched: bool = False, between: Callable[[], None] | None = None
+    ) -> Took:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             photos = self._folder(count)
@@ -114,7 +120,7 @@ class Bench:
             filled = [str(chosen.get(word, word)) for word in words]
             for file in photos.iterdir():
                 file.read_bytes()
-            took = run([sys.executable, *filled], folder, _environment(), watched=watched)
+            took = run([sys.executable, *filled], folder, _environment(), watched=watched, between=between)
             said = json.loads(took.out if words[1] == "vehclass" else took.out.splitlines()[-1])
             done = min(one["classified"] for one in said.get("runs", [said]))  # a document for each of several models
             if done != count:
@@ -122,31 +128,52 @@ class Bench:
             return took
 
     def _folder(self, count: int) -> Path:
-        """The first so many photos by name, as links in a folder of their own: a folder is not read in the order of names."""
+        """So many photos, the first by name or all under several names, as links in a folder of their own."""
         if count == self.of.many:
             return self.photos
         some = self.photos.with_name(f"{self.photos.name} {count}")
         if not some.exists():
             some.mkdir()
-            for file in sorted(self.photos.glob("*.jpg"))[:count]:
-                (some / file.name).hardlink_to(file)
+            files = sorted(self.photos.glob("*.jpg"))
+            for number in range(count):
+                file = files[number % len(files)]
+                (some / f"{number // len(files)}-{file.name}").hardlink_to(file)
         return some
 
-    def alone(self, *words: str) -> Speed:
-        """A part of our work on all cores, nothing else: decode, or forward or both by turns in a precision."""
-        with tempfile.TemporaryDirectory() as folder:
-            command = [
-                "-m",
-                "benchmarks.contenders",
-                words[0],
-                self.photos,
-                self.model,
-                "-",
-                str(self.of.many),
-                *words[1:],
-            ]
-            said = json.loads(run([sys.executable, *command], Path(folder), _environment()).out.splitlines()[-1])
-        return Speed(said["classified"] / said["seconds"], 1000 * said["cpu_seconds"] / said["classified"])
+    def beside(self, words: Sequence[str], precision: str) -> "Beside":
+        """Ours, and its parts alone in the same seconds, more or less."""
+        with self._parts(precision) as (measure, parts):
+            ours = self.speed(words, AGAIN, measure)
+            return Beside(ours, *(_alone(parts[name]) for name in ("decode", "forward", "turns")))
+
+    @contextmanager
+    def _parts(self, precision: str) -> Iterator[tuple[Callable[[], None], dict[str, Counter[str]]]]:
+        """What measures each part for a moment, and what it adds that up in."""
+        words = ["-m", "benchmarks.contenders", "parts", self.photos, self.model, "-", self.of.many, precision]
+        command = [sys.executable, *map(str, words)]
+        sums: dict[str, Counter[str]] = {name: Counter() for name in ("decode", "forward", "turns")}
+        with subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            asked, answers = process.stdin, process.stdout
+            if answers.readline() != "ready\n":
+                raise SystemExit(f"{' '.join(command)} did not begin.")
+
+            def measure() -> None:
+                asked.write("\n")
+                asked.flush()
+                for name, took in json.loads(answers.readline()).items():
+                    sums[name].update(took)
+
+            yield measure, sums
+            asked.close()
+
+
+def _alone(took: Counter[str]) -> Speed:
+    """The speed of a part, by what threads took that count together."""
+    return Speed(CORES * took["images"] / took["seconds"], 1000 * took["cpu_seconds"] / took["images"])
 
 
 def _environment() -> dict[str, str]:
@@ -171,7 +198,7 @@ def ours(precision: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Beside:
-    """One run of ours, and its parts alone right after it."""
+    """One run of ours, and its parts alone beside it."""
 
     ours: Speed
     decode: Speed
@@ -203,10 +230,11 @@ def measure(
     beside: dict[str, list[Beside]] = {name: [] for name in contenders if name in PRECISIONS}
     for _ in range(times):
         for name, words in contenders.items():
-            speeds[name].append(bench.speed(words))
             if name in beside:
-                alone = bench.alone("decode"), bench.alone("forward", name), bench.alone("turns", name)
-                beside[name].append(Beside(speeds[name][-1], *alone))
+                beside[name].append(bench.beside(words, name))
+                speeds[name].append(beside[name][-1].ours)
+            else:
+                speeds[name].append(bench.speed(words))
     return {name: replace(median(each), peak_mb=peaks[name]) for name, each in speeds.items()}, beside
 
 

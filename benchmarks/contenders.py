@@ -1,9 +1,9 @@
 """What a user would pick instead, one contender a process: `python -m benchmarks.contenders NAME PHOTOS MODEL STORE COUNT [PRECISION]`.
 
 Each classifies the first COUNT photos of a folder by MODEL's Keras network and writes all probabilities to a SQLite
-file, as its documentation suggests doing it. `decode` and `forward` are the floor: our own decoding alone and our own
-forward pass alone, on all cores, nothing else; `turns` is one after the other on every core. Each prints a line of JSON
-at its end.
+file, as its documentation suggests doing it, and prints a line of JSON at its end. `parts` is what ours is measured by: for
+each line of its input it spends a moment on each of our own decoding alone, our own forward pass alone, and one after the
+other, on all cores, with nothing to read or to save, and prints a line of JSON about them.
 """
 
 import itertools
@@ -13,14 +13,15 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 BATCH = 32
-ROUNDS = 12  # batches that each core gets at least, as many as any other: with few, some stand idle in the last
+CORES = os.cpu_count() or 1
+PART_SECONDS = 0.3  # of each part, for each question; what is begun is brought to its end
 CREATE = "CREATE TABLE result (name TEXT, label INTEGER, probability REAL, PRIMARY KEY (name, label)) WITHOUT ROWID"
 
 
@@ -109,66 +110,64 @@ def ray_data(photos: Path, folder: Path, store: sqlite3.Connection, count: int) 
         store.commit()
 
 
-def on_all_cores(items: Sequence[Any], work: Callable[[Any], None]) -> tuple[float, float]:
-    """Seconds that `work` takes on all items with one thread a core, and seconds of CPU."""
-    turns = iter(items)
-    lock = threading.Lock()
+def on_all_cores(work: Callable[[], int]) -> dict[str, float]:
+    """What one thread a core gets done by `work`, which says how many images that was, again and again for a moment.
+
+    Gives images, and the seconds and the CPU seconds of all threads together: each counts for as long as it has worked, so
+    that none is charged for another that ends later.
+    """
+    done: list[tuple[int, float, float]] = []
+    start = threading.Barrier(CORES)
 
     def lane() -> None:
-        while True:
-            with lock:
-                item = next(turns, None)
-            if item is None:
-                return
-            work(item)
+        start.wait()
+        images, began, cpu_began = 0, time.perf_counter(), time.thread_time()
+        while time.perf_counter() - began < PART_SECONDS:
+            images += work()
+        done.append((images, time.perf_counter() - began, time.thread_time() - cpu_began))
 
-    threads = [threading.Thread(target=lane) for _ in range(os.cpu_count() or 1)]
-    began, cpu_began = time.perf_counter(), time.process_time()
+    threads = [threading.Thread(target=lane) for _ in range(CORES)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - began, time.process_time() - cpu_began
+    return dict(zip(("images", "seconds", "cpu_seconds"), map(sum, zip(*done, strict=True)), strict=True))
 
 
-def decode(photos: Path, folder: Path, count: int) -> tuple[float, float, int]:
-    """Our decoding of bytes in memory, nothing else."""
-    from vehclass.imaging import decode as ours
+def parts(photos: Path, folder: Path, count: int, precision: str) -> None:
+    """Answers each line of the input with what each part of our work took for a moment."""
+    from vehclass.imaging import decode
 
-    size = (side_of(folder),) * 2
-    data = [file.read_bytes() for file in files_of(photos, count)]
-    on_all_cores(data[:BATCH], lambda one: ours(one, size) and None)
-    return *on_all_cores(data, lambda one: ours(one, size) and None), len(data)
+    runtime, side = runtime_of(folder, precision), side_of(folder)
+    some = itertools.cycle([file.read_bytes() for file in files_of(photos, count)])
+    lock = threading.Lock()
+    batch = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, side, side, 3), np.uint8)
+    rooms = threading.local()
 
+    def decoded() -> int:
+        with lock:
+            data = next(some)
+        decode(data, (side, side))
+        return 1
 
-def forward(folder: Path, count: int, precision: str) -> tuple[float, float, int]:
-    """Our forward pass over batches in memory, nothing else."""
-    runtime, cores = runtime_of(folder, precision), os.cpu_count() or 1
-    side = side_of(folder)
-    pixels = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, side, side, 3), np.uint8)
-    batches = [pixels] * (cores * max(ROUNDS, count // runtime.batch_size // cores))
-    runtime.logits(pixels)
-    on_all_cores(batches[: 2 * cores], lambda one: runtime.logits(one) is None)
-    return *on_all_cores(batches, lambda one: runtime.logits(one) is None), len(batches) * runtime.batch_size
+    def computed() -> int:
+        runtime.logits(batch)
+        return len(batch)
 
+    def by_turns() -> int:
+        with lock:
+            data = list(itertools.islice(some, len(batch)))
+        room = rooms.__dict__.setdefault("pixels", np.empty_like(batch))
+        for number, one in enumerate(data):
+            room[number] = decode(one, (side, side))[0]
+        runtime.logits(room)
+        return len(batch)
 
-def turns(photos: Path, folder: Path, count: int, precision: str) -> tuple[float, float, int]:
-    """A batch in memory decoded and then computed, by turns on every core, nothing else: no reading, no saving."""
-    from vehclass.imaging import decode as ours
-
-    runtime, size = runtime_of(folder, precision), (side_of(folder),) * 2
-    data = [file.read_bytes() for file in files_of(photos, count)]
-    cores = os.cpu_count() or 1
-    rounds = max(ROUNDS, len(data) // runtime.batch_size // cores)
-    some = itertools.cycle(data)
-    batches = [list(itertools.islice(some, runtime.batch_size)) for _ in range(cores * rounds)]
-
-    def turn(batch: list[bytes]) -> None:
-        runtime.logits(np.stack([ours(one, size)[0] for one in batch]))
-
-    turn(batches[0])
-    on_all_cores(batches[:cores], turn)
-    return *on_all_cores(batches, turn), len(batches) * runtime.batch_size
+    on_all_cores(by_turns)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        said = {"decode": on_all_cores(decoded), "forward": on_all_cores(computed), "turns": on_all_cores(by_turns)}
+        print(json.dumps(said), flush=True)
 
 
 def runtime_of(folder: Path, precision: str) -> Any:
@@ -176,7 +175,7 @@ def runtime_of(folder: Path, precision: str) -> Any:
     from vehclass.model.folder import open_model
     from vehclass.model.runtime import CPU_BATCH, OpenVinoRuntime
 
-    return OpenVinoRuntime(open_model(folder), CPU_BATCH, os.cpu_count() or 1, precision)
+    return OpenVinoRuntime(open_model(folder), CPU_BATCH, CORES, precision)
 
 
 PEERS: dict[str, Callable[[Path, Path, sqlite3.Connection, int], None]] = {
@@ -196,13 +195,7 @@ def main() -> None:
         found = store.execute("SELECT count(DISTINCT name) FROM result").fetchone()[0]
         print(json.dumps({"classified": found}))
         return
-    if name == "decode":
-        took = decode(photos, folder, int(count))
-    elif name == "forward":
-        took = forward(folder, int(count), sys.argv[6])
-    else:
-        took = turns(photos, folder, int(count), sys.argv[6])
-    print(json.dumps(dict(zip(("seconds", "cpu_seconds", "classified"), took, strict=True))))
+    parts(photos, folder, int(count), sys.argv[6])
 
 
 if __name__ == "__main__":

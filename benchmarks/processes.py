@@ -1,16 +1,19 @@
 """Runs a command and says what it took: seconds, CPU of all its processes, the most memory that they held at once."""
 
 import os
+import select
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 
 COUNT_SECONDS = 1.0  # how often the CPU of all processes is looked at
 WATCH_SECONDS = 0.1  # how often their memory is, where it is asked for
+SLICE_SECONDS = 1.0  # how long a command runs before it stands still for something else, where it does
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,9 +27,17 @@ class Took:
     out: str
 
 
-def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str], *, watched: bool = False) -> Took:
+def run(
+    words: Sequence[str | Path],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    watched: bool = False,
+    between: Callable[[], None] | None = None,
+) -> Took:
     """Runs a command in a folder to its end; exits with its message when it fails.
 
+    Each second it stands still while `between` has the machine, where that is given; its seconds leave that out.
     CPU is that of every process that was seen. A run whose memory is `watched` is slower by it, by a tenth where pages
     come and go, so times come from other runs. Memory is the sum over its processes of what each holds of its own and its
     part of what it shares (PSS, see proc_pid_smaps(5)).
@@ -46,8 +57,9 @@ def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str
         watcher = threading.Thread(target=look)
         watcher.start()
         try:
+            stood = _in_slices(process.pid, between) if between is not None else 0.0
             _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began - stood
         finally:
             ended.set()
             watcher.join()
@@ -59,6 +71,23 @@ def run(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str
         # The system counts a child with its parent only if the parent waited for it, which Ray's does not.
         cpu = max(usage.ru_utime + usage.ru_stime, sum(spent.values()))
         return Took(seconds, cpu, max(peaks), out.read())
+
+
+def _in_slices(pid: int, between: Callable[[], None]) -> float:
+    """Stops a process again and again for something else, until it ends; returns for how long it stood still."""
+    stood, end = 0.0, os.pidfd_open(pid)
+    try:
+        watch = select.poll()
+        watch.register(end, select.POLLIN)
+        while not watch.poll(1000 * SLICE_SECONDS):
+            began = time.perf_counter()
+            os.kill(pid, SIGSTOP)
+            between()
+            os.kill(pid, SIGCONT)
+            stood += time.perf_counter() - began
+    finally:
+        os.close(end)
+    return stood
 
 
 def _family(pid: int) -> list[int]:

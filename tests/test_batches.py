@@ -136,6 +136,25 @@ def test_each_image_has_one_outcome_of_each_model_that_it_is_for() -> None:
     assert (small.asked, other.asked, large.asked) == ([2, 2], [3, 3], [1, 1])
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_whole_batches_are_computed_however_images_come() -> None:
+    """A network takes as long for a part of a batch, so large photos, which come one or two at a time, are put together."""
+    told = Told()
+    turn, left, found = Turn(one_by_one(decode), [told]), 0, 0
+    for start in range(0, 42, 3):
+        part: Sequence[Read] = batch(start, 3)
+        while part:
+            before = len(part)
+            part = turn.take(part)
+            left += 0 < len(part) < before
+            if turn.is_over:
+                found += len(turn.outcomes())
+        time.sleep(0.11)  # each waits a little, which adds up to enough for a batch to be computed alone
+    assert found + len(turn.outcomes()) == 42
+    assert left, "no part was too large for what was left of a batch"
+    assert told.asked == [10, 10, 10, 10, 2]
+
+
 def test_a_turn_of_nothing_but_failures_ends() -> None:
     turn = Turn(one_by_one(decode), [Told()])
     turn.take([read("broken")] * 10)

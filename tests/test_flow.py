@@ -157,6 +157,20 @@ def test_batches_by_count_and_by_weight() -> None:
     assert list(batched([], 2, lambda n: 0, 1)) == []
 
 
+def test_what_is_heavy_enough_does_not_wait_for_more() -> None:
+    """Who waits for room that only this batch can make would wait for ever."""
+    asked = []
+
+    def items() -> Iterator[int]:
+        for n in (30, 4, 6, 1):
+            asked.append(n)
+            yield n
+
+    batches = batched(items(), 10, lambda n: n, 10)
+    assert (next(batches), asked) == ([30], [30])
+    assert (next(batches), asked) == ([4, 6], [30, 4, 6])
+
+
 def test_lanes_that_feed_lanes_end_with_them() -> None:
     def work(n: int) -> int:
         if n == 3:
@@ -191,6 +205,16 @@ def test_an_allowance_holds_back_and_lets_a_large_one_pass_alone() -> None:
     sizes = [1, 3, 7, 30, 2, 5] * 20
     assert sorted(in_lanes(work, sizes, 6, 4, "lane")) == sorted(sizes)
     assert 0 < most <= 10
+
+
+def test_an_allowance_says_whether_it_would_have_to_be_waited_for() -> None:
+    allowance = Allowance(10)
+    assert allowance.take(30, wait=False)
+    assert not allowance.take(1, wait=False)
+    allowance.give_back(30)
+    assert allowance.take(6, wait=False)
+    assert not allowance.take(5, wait=False)
+    assert allowance.take(4, wait=False)
 
 
 def test_a_closed_allowance_holds_nobody() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vehclass.batch import runs
+from vehclass.batch import pipeline, reading, runs
 from vehclass.batch.batches import one_by_one
 from vehclass.batch.pipeline import Hands, Job, Watch
 from vehclass.errors import DecodeError, ImageError, Interrupted, LeaseLost, ReadError, ServiceUnreachable
@@ -250,6 +250,60 @@ def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: Store) -> Non
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+class Heavy(Names):
+    """Photos of so many bytes each, and how many were held at most, from being read to being decoded."""
+
+    concurrency = 1
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(count)
+        self.size, self.held, self.most = size, 0, 0
+        self._counting = threading.Lock()
+
+    def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+        for page in super().pages(prefix):
+            yield [replace(ref, size=self.size) for ref in page]
+
+    def read(self, ref: ImageRef) -> bytes:
+        with self._counting:
+            self.held += 1
+            self.most = max(self.most, self.held)
+        return super().read(ref).ljust(self.size)
+
+    def decode(self, data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+        time.sleep(0.002)
+        with self._counting:
+            self.held -= 1
+        return decode(data[:20], size)
+
+
+@pytest.mark.parametrize("size", [1, 40, 60, 90, 100])
+def test_who_reads_does_not_wait_for_what_it_holds_itself(
+    store: Store, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """With room for the largest file and for little more: a reader that has one in hand must let go of it first."""
+    monkeypatch.setattr(pipeline, "PART_BYTES", 5)
+    monkeypatch.setattr(reading, "TOGETHER_SECONDS", 60.0)
+    source = Heavy(50, size)
+    assert tell(source, store, Job(lanes=2, max_bytes=100), decode=source.decode).counts.classified == 50
+
+
+def test_few_large_photos_are_held_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader hands them over one by one and a lane takes two at a time, where of small ones it takes a batch."""
+    monkeypatch.setattr(reading, "TOGETHER_BYTES", 100)
+    monkeypatch.setattr(pipeline, "PART_BYTES", 1600)
+    monkeypatch.setattr(reading, "TOGETHER_SECONDS", 60.0)
+    held = {}
+    for size in (20, 700):
+        source = Heavy(400, size)
+        source.url = f"made-up://{size}"
+        assert tell(source, store, Job(lanes=2, max_bytes=100_000), decode=source.decode).counts.classified == 400
+        held[size] = source.most
+    # What waits: 5 and one in the reader's hand; a part that is not full; a part for each lane.
+    assert held[700] <= 5 + 1 + 3 * 2 + 1
+    assert held[20] > 2 * held[700]
 
 
 def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(

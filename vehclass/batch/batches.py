@@ -86,15 +86,16 @@ class Turn:
         self._idle_since = time.monotonic()
         self._failed: list[tuple[int, Outcome]] = []
 
-    def take(self, batch: Sequence[Read]) -> None:
-        """Decodes images, at most as many as the smallest batch of the models."""
-        now = time.monotonic()
-        self._waited = now - self._idle_since
+    def take(self, images: Sequence[Read]) -> Sequence[Read]:
+        """Decodes images, until the smallest batch of the models is full, and returns those that it has left."""
+        now, full = time.monotonic(), self._taken % self._batch
+        self._waited = now - self._idle_since + (self._waited if full else 0.0)
+        images, left = images[: self._batch - full], images[self._batch - full :]
         if not self._taken:
             self._began = now
-        self._taken += len(batch)
+        self._taken += len(images)
         for one in self._inputs:
-            asked = [item for item in batch if any(n in item.models for n in one.models)]
+            asked = [item for item in images if any(n in item.models for n in one.models)]
             answers = self._decode([item.data for item in asked if item.error is None], one.size)
             for item in asked:
                 error: ImageError | None = item.error
@@ -111,10 +112,13 @@ class Turn:
                     failure = as_failure(error)
                     self._failed += [(n, Outcome(item.ref, failure=failure)) for n in one.models if n in item.models]
         self._idle_since = time.monotonic()
+        return left
 
     @property
     def is_over(self) -> bool:
-        """Whether what was taken is to be computed before more is."""
+        """Whether what was taken is to be computed before more is: whole batches, since others take as long."""
+        if self._taken % self._batch:
+            return False
         full = self._taken + self._batch > self._most
         return full or self._waited > WAITED_SECONDS or time.monotonic() - self._began >= TURN_SECONDS
 

@@ -141,11 +141,19 @@ class Allowance:
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, count: int) -> None:
-        """Waits until there is room for so many, or until it is closed."""
+    def take(self, count: int, *, wait: bool = True) -> bool:
+        """Waits until there is room for so many, or until it is closed; False where it is not to wait and would have to."""
+
+        def may() -> bool:
+            return self._closed or not self._taken or self._taken + count <= self._limit
+
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._taken or self._taken + count <= self._limit)
+            if not may():
+                if not wait:
+                    return False
+                self._changed.wait_for(may)
             self._taken += count
+            return True
 
     def give_back(self, count: int) -> None:
         """Makes room."""
@@ -161,7 +169,10 @@ class Allowance:
 
 
 def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest: int) -> Iterator[list[T]]:
-    """Lists of at most `count` items that together weigh at most `heaviest`, or of one that weighs more."""
+    """Lists of at most `count` items that together weigh at most `heaviest`, or of one that weighs more.
+
+    What waits for the next item weighs less than `heaviest`.
+    """
     batch: list[T] = []
     weight = 0
     for item in items:
@@ -171,7 +182,7 @@ def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest:
             batch, weight = [], 0
         batch.append(item)
         weight += more
-        if len(batch) == count:
+        if len(batch) == count or weight >= heaviest:
             yield batch
             batch, weight = [], 0
     if batch:

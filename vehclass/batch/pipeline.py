@@ -9,21 +9,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from signal import SIGINT, Signals
 from typing import Final
 
 from vehclass.batch.batches import Read, Todo, Turn
-from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
+from vehclass.batch.flow import Allowance, batched, gathered, spread
 from vehclass.batch.listing import Listing
 from vehclass.batch.marks import Marks
 from vehclass.batch.ports import Classifier, DecodeAll, Source, Store
 from vehclass.batch.profile import Profile
-from vehclass.errors import LeaseLost, ReadError, TooManyFailures
+from vehclass.batch.reading import TOGETHER, Reader
+from vehclass.errors import LeaseLost, TooManyFailures
 from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 LISTINGS: Final = 8  # prefixes that are listed side by side
-BATCH_BYTES: Final = 64 * 2**20  # of encoded photos, after which a batch is closed early
+PART_BYTES: Final = 8 * 2**20  # of encoded photos that a lane takes at a time, or a single photo
 READERS: Final = 4  # threads that read at first; more, up to what the source takes, while classifying waits for them
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
 SAVE_TOGETHER: Final = 128  # outcomes that are worth a transaction of their own,
@@ -244,48 +246,33 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
     """The outcomes of images, each with the number of its model, batch by batch as they are ready."""
     source, classifiers = hands.source, hands.classifiers
 
-    # Room for a lane's batch that is not full yet and for the largest file, so that neither waits for the other.
-    memory = Allowance(BATCH_BYTES + job.max_bytes)
+    # Room for what each lane has in hand, for a part that is not full yet, and for the largest file, so that none of these
+    # waits for another.
+    memory = Allowance((job.lanes + 1) * PART_BYTES + job.max_bytes)
+    most = min(classifier.batch_size for classifier in classifiers)
 
-    def read(todo: Todo) -> Read:
-        ref = todo.ref
-        try:
-            if ref.size > job.max_bytes:
-                raise ReadError(
-                    "too_many_bytes", f"It has {ref.size} bytes; at most {job.max_bytes} are read.", permanent=True
-                )
-            memory.take(ref.size)
-        except ReadError as error:
-            return Read(*todo, error=error)
-        try:
-            with watch.profile.stage("read"):
-                return Read(*todo, source.read(ref))
-        except BaseException as error:
-            memory.give_back(ref.size)
-            if isinstance(error, ReadError):
-                return Read(*todo, error=error)
-            raise
-
-    def classify(batches: Iterator[list[Read]]) -> Iterator[list[tuple[int, Outcome]]]:
+    def classify(parts: Iterator[list[Read]]) -> Iterator[list[tuple[int, Outcome]]]:
         turn = Turn(hands.decode, classifiers, watch.profile)
-        for batch in batches:
+        for part in parts:
             try:
-                if watch.stop.is_set():
-                    break
-                turn.take(batch)
+                left: Sequence[Read] = part
+                while left and not watch.stop.is_set():
+                    left = turn.take(left)
+                    if turn.is_over:
+                        yield turn.outcomes()
             finally:
-                memory.give_back(sum(one.ref.size for one in batch if one.error is None))
-            if turn.is_over:
-                yield turn.outcomes()
+                memory.give_back(sum(one.ref.size for one in part if one.error is None))
+            if watch.stop.is_set():
+                break
         yield turn.outcomes()
 
-    # A whole batch is read ahead, so that a lane that begins one finds it there; how many bytes, `memory` says.
-    most = min(classifier.batch_size for classifier in classifiers)
+    # Two batches are read ahead, so that a lane that begins one finds it there; how many bytes at most, `memory` says.
     readers = min(READERS, source.concurrency)
-    reads = in_lanes(read, todos, readers, max(readers, most), "read", source.concurrency)
-    batches = batched(reads, most, lambda one: len(one.data), BATCH_BYTES)
+    reader = Reader(source, memory, job.max_bytes, watch.profile)
+    reads = spread(reader.some, todos, readers, max(readers, 2 * most // TOGETHER), "read", source.concurrency)
+    parts = batched(chain.from_iterable(reads), most, lambda one: len(one.data), PART_BYTES)
     try:
-        for outcomes in spread(classify, batches, job.lanes, 1, "classify"):
+        for outcomes in spread(classify, parts, job.lanes, 1, "classify"):
             if outcomes:
                 yield outcomes
     finally:
