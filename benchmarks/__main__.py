@@ -93,7 +93,7 @@ class Bench:
     of: Photos
 
     def speed(self, words: Sequence[str], again: int = 1, between: Callable[[], None] | None = None) -> Speed:
-        """One contender: a short run and a long one, of which the difference counts; `between` has a part of the long one."""
+        """One contender: a short run and a long one, of which the difference counts; `between` is called while the long one stands still."""
         few, many = self.of.few, self.of.many * again
         short, long = self._once(words, few), self._once(words, many, between=between)
         more = many - few
@@ -146,9 +146,16 @@ class Bench:
             ours = self.speed(words, AGAIN, measure)
             return Beside(ours, *(_alone(parts[name]) for name in ("decode", "forward", "turns")))
 
+    def alone(self, part: str, precision: str = "f32", times: int = 5) -> Speed:
+        """A part of ours by itself: decode, forward, or turns."""
+        with self._parts(precision) as (measure, parts):
+            for _ in range(times):
+                measure()
+            return _alone(parts[part])
+
     @contextmanager
     def _parts(self, precision: str) -> Iterator[tuple[Callable[[], None], dict[str, Counter[str]]]]:
-        """What measures each part for a moment, and what it adds that up in."""
+        """What to call to have each part measured for a moment, and the sums so far."""
         words = ["-m", "benchmarks.contenders", "parts", self.photos, self.model, "-", self.of.many, precision]
         command = [sys.executable, *map(str, words)]
         sums: dict[str, Counter[str]] = {name: Counter() for name in ("decode", "forward", "turns")}

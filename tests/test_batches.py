@@ -155,6 +155,18 @@ def test_whole_batches_are_computed_however_images_come() -> None:
     assert told.asked == [10, 10, 10, 10, 2]
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_a_part_of_a_batch_is_computed_when_the_rest_is_long_in_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "PART_SECONDS", 0.1)
+    turn = Turn(one_by_one(decode), [Told()])
+    turn.take(batch(0, 2))
+    assert not turn.is_over
+    time.sleep(0.11)
+    turn.take(batch(2, 1))
+    assert turn.is_over
+    assert len(turn.outcomes()) == 3
+
+
 def test_a_turn_of_nothing_but_failures_ends() -> None:
     turn = Turn(one_by_one(decode), [Told()])
     turn.take([read("broken")] * 10)

@@ -182,7 +182,7 @@ def test_readers_that_wait_for_room_do_not_keep_a_run_that_breaks(store: Store) 
 
 @pytest.mark.timeout(60)
 def test_stopping_ends_soon_while_readers_wait_for_room(store: Store) -> None:
-    """What a lane no longer decodes gives its room back, for the lane that waits for the rest of its batch."""
+    """Photos so large that room for them is what a run mostly waits for."""
 
     class Large(Names):
         concurrency = 32
@@ -306,10 +306,53 @@ def test_few_large_photos_are_held_at_a_time(store: Store, monkeypatch: pytest.M
     assert held[20] > 2 * held[700]
 
 
+def test_room_is_given_back_when_nobody_has_the_bytes_any_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one file at a time there is only one at a time, however many readers, lanes and queues it passed."""
+    monkeypatch.setattr(pipeline, "PART_BYTES", 5)
+    alive, most, lock = 0, 0, threading.RLock()
+
+    class Bytes(bytes):
+        def __new__(cls, data: bytes) -> "Bytes":
+            nonlocal alive, most
+            with lock:
+                alive += 1
+                most = max(most, alive)
+            return super().__new__(cls, data)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            with lock:
+                alive -= 1
+
+    class Counted(Heavy):
+        concurrency = 8
+
+        def read(self, ref: ImageRef) -> bytes:
+            return Bytes(super().read(ref))
+
+    source = Counted(60, 90)
+    assert tell(source, store, Job(lanes=2, max_bytes=100), decode=source.decode).counts.classified == 60
+    assert (alive, most) == (0, 1)
+
+
+def test_what_was_read_before_the_source_went_away_is_saved(store: Store) -> None:
+    class Gone(Names):
+        concurrency = 1
+
+        def read(self, ref: ImageRef) -> bytes:
+            if ref.name == "297":
+                raise ServiceUnreachable(service=self.url, reason="the cable was cut")
+            return super().read(ref)
+
+    with pytest.raises(ServiceUnreachable):
+        tell(Gone(1000), store)
+    assert names(store) == {str(n) for n in range(297)}
+
+
 def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Photos of 100 kB come by the ten thousand a second, and the store takes 4 ms for each result."""
+    """Photos of 100 kB come by the ten thousand a second, and the store takes 3 ms for each result."""
 
     class Large(Names):
         def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
@@ -322,7 +365,7 @@ def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
     ahead, peaks = [], []
     save = store.save
 
-    for start, count in ((0, 400), (1, 1200)):
+    for start, count in ((0, 900), (1, 1800)):  # more than are ever under way
         source = Large(count)
         source.url = f"made-up://{start}"
         saved = 0
@@ -330,7 +373,7 @@ def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
         def slowly(outcomes: Sequence[Outcome], *rest: Any, source: Large = source, **more: Any) -> None:
             nonlocal saved
             ahead.append(len(source.reads) - saved)
-            time.sleep(0.004 * len(outcomes))
+            time.sleep(0.003 * len(outcomes))
             ahead.append(len(source.reads) - saved)
             save(outcomes, *rest, **more)
             saved += len(outcomes)
@@ -342,4 +385,4 @@ def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
         tracemalloc.stop()
     assert max(ahead) < 800, "more images are under way than a few turns and what waits to be saved"
     assert peaks[1] < 1.3 * peaks[0]
-    assert peaks[1] < 20e6
+    assert peaks[1] < 12e6

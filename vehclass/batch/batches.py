@@ -18,6 +18,7 @@ TURN_BATCHES: Final = 4
 TURN_SECONDS: Final = 0.25  # that decoding, and then computing, may take
 TURN_BYTES: Final = 10 * 2**20  # of pixels
 WAITED_SECONDS: Final = 0.02  # for a batch: who waits for longer has the time to compute what there is
+PART_SECONDS: Final = 1.0  # after which a part of a batch is computed, too, though a network takes as long for it
 
 
 class Todo(NamedTuple):
@@ -116,11 +117,12 @@ class Turn:
 
     @property
     def is_over(self) -> bool:
-        """Whether what was taken is to be computed before more is: whole batches, since others take as long."""
+        """Whether what was taken is to be computed before more is."""
+        seconds = time.monotonic() - self._began
         if self._taken % self._batch:
-            return False
+            return seconds >= PART_SECONDS
         full = self._taken + self._batch > self._most
-        return full or self._waited > WAITED_SECONDS or time.monotonic() - self._began >= TURN_SECONDS
+        return full or self._waited > WAITED_SECONDS or seconds >= TURN_SECONDS
 
     def outcomes(self) -> list[tuple[int, Outcome]]:
         """One outcome for each image that was taken and each model that it is for, with the model's number."""

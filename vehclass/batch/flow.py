@@ -171,22 +171,36 @@ class Allowance:
 def batched(items: Iterable[T], count: int, weigh: Callable[[T], int], heaviest: int) -> Iterator[list[T]]:
     """Lists of at most `count` items that together weigh at most `heaviest`, or of one that weighs more.
 
-    What waits for the next item weighs less than `heaviest`.
+    What waits for the next item weighs less than `heaviest`. An exception of theirs is raised after what came before it.
     """
     batch: list[T] = []
     weight = 0
-    for item in items:
-        more = weigh(item)
-        if batch and weight + more > heaviest:
+    try:
+        for item in items:
+            more = weigh(item)
+            if batch and weight + more > heaviest:
+                yield batch
+                batch, weight = [], 0
+            batch.append(item)
+            del item  # which may be large, while nobody asks for more
+            weight += more
+            if len(batch) == count or weight >= heaviest:
+                yield batch
+                batch, weight = [], 0
+    except Exception:
+        if batch:
             yield batch
-            batch, weight = [], 0
-        batch.append(item)
-        weight += more
-        if len(batch) == count or weight >= heaviest:
-            yield batch
-            batch, weight = [], 0
+        raise
     if batch:
         yield batch
+
+
+def emptied(lists: Iterable[list[T]]) -> Iterator[T]:
+    """What is in lists, in order, taken out of them: so it lives no longer than whoever asked wants it."""
+    for some in lists:
+        some.reverse()
+        while some:
+            yield some.pop()
 
 
 def gathered(batches: Iterable[list[T]], most: int, enough: int, patience: float, name: str) -> Iterator[list[T]]:

@@ -9,12 +9,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
 from signal import SIGINT, Signals
 from typing import Final
 
 from vehclass.batch.batches import Read, Todo, Turn
-from vehclass.batch.flow import Allowance, batched, gathered, spread
+from vehclass.batch.flow import Allowance, batched, emptied, gathered, spread
 from vehclass.batch.listing import Listing
 from vehclass.batch.marks import Marks
 from vehclass.batch.ports import Classifier, DecodeAll, Source, Store
@@ -246,8 +245,8 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
     """The outcomes of images, each with the number of its model, batch by batch as they are ready."""
     source, classifiers = hands.source, hands.classifiers
 
-    # Room for what each lane has in hand, for a part that is not full yet, and for the largest file, so that none of these
-    # waits for another.
+    # Whoever waits for room holds nothing, and what waits for more, a part that is not full, weighs less than one: so there
+    # is room for the largest file at some time. The other parts are for lanes to decode while the next are read.
     memory = Allowance((job.lanes + 1) * PART_BYTES + job.max_bytes)
     most = min(classifier.batch_size for classifier in classifiers)
 
@@ -261,16 +260,19 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
                     if turn.is_over:
                         yield turn.outcomes()
             finally:
-                memory.give_back(sum(one.ref.size for one in part if one.error is None))
+                room = sum(map(held, part))
+                part.clear()  # whoever else still has the list
+                left = ()
+                memory.give_back(room)
             if watch.stop.is_set():
                 break
         yield turn.outcomes()
 
-    # Two batches are read ahead, so that a lane that begins one finds it there; how many bytes at most, `memory` says.
+    # Two batches of small photos are read ahead, so that a lane that begins one finds it there, and half of one of large ones.
     readers = min(READERS, source.concurrency)
     reader = Reader(source, memory, job.max_bytes, watch.profile)
     reads = spread(reader.some, todos, readers, max(readers, 2 * most // TOGETHER), "read", source.concurrency)
-    parts = batched(chain.from_iterable(reads), most, lambda one: len(one.data), PART_BYTES)
+    parts = batched(emptied(reads), most, held, PART_BYTES)
     try:
         for outcomes in spread(classify, parts, job.lanes, 1, "classify"):
             if outcomes:
@@ -278,6 +280,11 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
     finally:
         memory.close()  # before the readers are waited for: some may wait for room
         reads.close()
+
+
+def held(one: Read) -> int:
+    """What an image that was read counts for in memory: what it was listed with, before anybody had its bytes."""
+    return 0 if one.error is not None else one.ref.size
 
 
 def count_new(job: Job, hands: Hands, watch: Watch) -> list[Todo]:

@@ -1,4 +1,4 @@
-"""Reads images on a lane of readers: a few at a time where they come quickly, in bounded memory."""
+"""Reads images, by several threads: hands over a few at a time where they come quickly, in bounded memory."""
 
 import time
 from collections.abc import Iterator

@@ -229,7 +229,7 @@ class Requests:
                     raise ServiceUnreachable(service=self.url, reason=_reason(error, status)) from error
                 self.spent.throttled += status == THROTTLED
                 self.spent.repeated += 1
-                if waited + pause > TELL_AFTER and moment - self._told_at > TELL_EVERY:
+                if moment - failing_since + pause > TELL_AFTER and moment - self._told_at > TELL_EVERY:
                     self._told_at = moment
                     self._options.say(f"{self.url}: {_reason(error, status)} ({what}); trying again")
                 await asyncio.sleep(pause)
