@@ -56,6 +56,22 @@ def test_a_slow_consumer_stops_the_pulling() -> None:
     assert not alive("lane-")
 
 
+@pytest.mark.parametrize(("weight", "held"), [(40, 3), (10, 10), (100, 1), (0, 100)])
+def test_what_waits_is_held_by_weight(weight: int, held: int) -> None:
+    pulled = []
+
+    def work(items: Iterator[int]) -> Iterator[int]:
+        for n in items:
+            pulled.append(n)
+            yield n
+
+    results = spread(work, range(1000), 1, 100, "lane", weigh=lambda n: weight)
+    assert next(results) == 0
+    time.sleep(0.3)
+    assert len(pulled) == 1 + held + 1  # which was handed out, which waits, and which the lane has in hand
+    assert list(results) == list(range(1, 1000))
+
+
 def test_lanes_work_at_the_same_time() -> None:
     meeting = threading.Barrier(4, timeout=5)
     assert len(list(in_lanes(lambda n: meeting.wait(), range(8), 4, 1, "lane"))) == 8

@@ -292,7 +292,9 @@ def test_who_reads_does_not_wait_for_what_it_holds_itself(
 
 def test_few_large_photos_are_held_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader hands them over one by one and a lane takes two at a time, where of small ones it takes a batch."""
-    monkeypatch.setattr(reading, "TOGETHER_BYTES", 100)
+    monkeypatch.setattr(reading, "TOGETHER", 100)
+    monkeypatch.setattr(reading, "SMALL", 20)
+    monkeypatch.setattr(pipeline, "READ_AHEAD", 200)
     monkeypatch.setattr(pipeline, "PART_BYTES", 1600)
     monkeypatch.setattr(reading, "TOGETHER_SECONDS", 60.0)
     held = {}
@@ -301,8 +303,8 @@ def test_few_large_photos_are_held_at_a_time(store: Store, monkeypatch: pytest.M
         source.url = f"made-up://{size}"
         assert tell(source, store, Job(lanes=2, max_bytes=100_000), decode=source.decode).counts.classified == 400
         held[size] = source.most
-    # What waits: 5 and one in the reader's hand; a part that is not full; a part for each lane.
-    assert held[700] <= 5 + 1 + 3 * 2 + 1
+    # What waits: one and one in the reader's hand; a part that is not full; a part for each lane.
+    assert held[700] <= 1 + 1 + 3 * 2 + 1, held
     assert held[20] > 2 * held[700]
 
 
@@ -365,7 +367,7 @@ def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
     ahead, peaks = [], []
     save = store.save
 
-    for start, count in ((0, 900), (1, 1800)):  # more than are ever under way
+    for start, count in ((0, 1100), (1, 2200)):  # more than are ever under way
         source = Large(count)
         source.url = f"made-up://{start}"
         saved = 0
@@ -383,6 +385,6 @@ def test_memory_is_bounded_where_the_store_is_a_hundred_times_slower(
         assert tell(source, store).counts.classified == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert max(ahead) < 800, "more images are under way than a few turns and what waits to be saved"
+    assert max(ahead) < 1000, "more images are under way than a few turns and what waits to be saved"
     assert peaks[1] < 1.3 * peaks[0]
-    assert peaks[1] < 12e6
+    assert peaks[1] < 18e6, peaks

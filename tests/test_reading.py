@@ -59,12 +59,13 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unhurried")
 def test_small_images_are_handed_over_a_few_at_a_time() -> None:
-    assert [len(some) for some in reader().some(todos(*[1000] * 10))] == [4, 4, 2]
+    assert [len(some) for some in reader().some(todos(*[1000] * 70))] == [32, 32, 6]
+    assert [len(some) for some in reader().some(todos(*[200_000] * 24))] == [11, 11, 2]
 
 
 @pytest.mark.usefixtures("unhurried")
 def test_large_images_are_handed_over_one_by_one() -> None:
-    assert [len(some) for some in reader().some(todos(*[600_000] * 3))] == [1, 1, 1]
+    assert [len(some) for some in reader().some(todos(*[2_200_000] * 3))] == [1, 1, 1]
 
 
 def test_slow_images_are_handed_over_one_by_one() -> None:

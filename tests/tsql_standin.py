@@ -4,6 +4,7 @@ So the contract of every store runs through pyodbc and Microsoft's driver: param
 transactions, errors. The T-SQL itself is not run by it; that needs a server (VEHCLASS_TEST_MSSQL).
 """
 
+import json
 import re
 import sqlite3
 import threading
@@ -86,8 +87,8 @@ class Engine:
         values = {one: next(sent) if bound else None for one, bound in _parameters(request.sql)}
         assert next(sent, None) is None
         cursor = connection.cursor()
-        for statement in ours.statements(named_queries("sqlite")[name].text):
-            cursor.execute(statement, values)
+        values = {one: json.loads(value) if one == "probabilities" else value for one, value in values.items()}
+        ours.run_statements(cursor, [*ours.statements(named_queries("sqlite")[name].text)], values)
         if name == "renew_lease":
             return Rows(("changed",), [(cursor.rowcount,)])
         if cursor.description is None:

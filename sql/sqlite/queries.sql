@@ -1,5 +1,6 @@
 -- What vehclass runs on SQLite, each under its name: a statement, or several that go together. A batch
--- travels as JSON parameters, so that the number of statements does not grow with it.
+-- travels as JSON parameters, so that the number of statements does not grow with it; its probabilities, by far the
+-- most rows, are bound where it says `VALUES :name`, some hundred rows a statement, which takes half the time.
 
 -- name: add_model
 INSERT INTO model (version, name, first_used_at) VALUES (:version, :name, :now)
@@ -89,9 +90,8 @@ FROM json_each(:predictions) AS j JOIN label AS l ON l.label_seq = j.value ->> 1
 WHERE true ON CONFLICT (task_seq, image_seq) DO UPDATE SET
   label_seq = excluded.label_seq, probability = excluded.probability, needs_review = excluded.needs_review;
 
-INSERT INTO probability (label_seq, image_seq, probability)
-SELECT value ->> 1, value ->> 0, value ->> 2 FROM json_each(:probabilities)
-WHERE true ON CONFLICT (label_seq, image_seq) DO UPDATE SET probability = excluded.probability;
+INSERT INTO probability (image_seq, label_seq, probability) VALUES :probabilities
+ON CONFLICT (label_seq, image_seq) DO UPDATE SET probability = excluded.probability;
 
 -- name: start_run
 INSERT INTO run (run_id, command, source, model, settings, host, started_at, heartbeat_at, status)

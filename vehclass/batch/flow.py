@@ -33,17 +33,18 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
     buffer: int,
     name: str,
     most: int = 0,
+    weigh: Callable[[R], int] = lambda result: 1,
 ) -> Generator[R, None, None]:
     """All results of `work(items)` on each of `lanes` threads, which share the items, as they come, in no promised order.
 
     Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the
     consumer spends its time waiting while all lanes work: not for a first result, nor while none come at all. At most as many results as
-    there are lanes, and `buffer` more, are held at a time, so memory does not grow with the items: a consumer that is
+    there are lanes, and `buffer` more by what they weigh, are held at a time, so memory does not grow with the items: a consumer that is
     slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`,
     ends the items for every lane; what the lanes have in hand is still delivered, then the exception is raised. A
     consumer that leaves early ends the lanes.
     """
-    results: queue.Queue[object] = queue.Queue(buffer)
+    results = _Weighed(buffer)
     source = iter(items)
     turn = threading.Lock()
     closed = threading.Event()
@@ -52,10 +53,10 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
     threads: list[threading.Thread] = []
     at_work: list[bool] = []  # each lane, while it has an item in hand
 
-    def deliver(result: object) -> None:
+    def deliver(result: object, weight: int = 1) -> None:
         while not abandoned.is_set():
             try:
-                results.put(result, timeout=_LOOK_UP_SECONDS)
+                results.put((result, weight), timeout=_LOOK_UP_SECONDS)
                 return
             except queue.Full:
                 continue
@@ -78,7 +79,7 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
     def lane(number: int) -> None:
         try:
             for result in work(pulled(number)):
-                deliver(result)
+                deliver(result, max(1, weigh(result)))
                 if closed.is_set():
                     break
         except BaseException as error:  # noqa: BLE001  (passed on to the consumer, whatever it is)
@@ -103,7 +104,7 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
         while running:
             asked = time.monotonic()
             try:
-                result = results.get(timeout=patience if may_grow else None)
+                result, _ = results.get(timeout=patience if may_grow else None)
             except queue.Empty:
                 patience = _HUNGRY_SECONDS
                 if all(at_work):
@@ -130,6 +131,26 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
         close = getattr(source, "close", None)
         if close is not None:  # lanes that feed these end with them
             close()
+
+
+class _Weighed(queue.Queue[tuple[object, int]]):
+    """A queue that is full by what is in it, not by how many: each item comes with its weight, 1 at least, since what weighs nothing would not be seen."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._weight = 0
+
+    def _qsize(self) -> int:
+        return self._weight
+
+    def _put(self, item: tuple[object, int]) -> None:
+        self._weight += item[1]
+        super()._put(item)
+
+    def _get(self) -> tuple[object, int]:
+        item = super()._get()
+        self._weight -= item[1]
+        return item
 
 
 class Allowance:

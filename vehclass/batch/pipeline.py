@@ -24,10 +24,11 @@ from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 
 PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
 LISTINGS: Final = 8  # prefixes that are listed side by side
+READ_AHEAD: Final = 2 * TOGETHER  # of encoded photos that wait for a lane, beside those that each reader has in hand
 PART_BYTES: Final = 8 * 2**20  # of encoded photos that a lane takes at a time, or a single photo
 READERS: Final = 4  # threads that read at first; more, up to what the source takes, while classifying waits for them
 SAVE_AHEAD: Final = 256  # outcomes that may wait for a store that is slower than the classifying
-SAVE_TOGETHER: Final = 128  # outcomes that are worth a transaction of their own,
+SAVE_TOGETHER: Final = 256  # outcomes that are worth a transaction of their own,
 SAVE_EVERY: Final = 0.5  # or so many seconds: what a kill takes back is done again
 FAILURES_COUNT_FROM: Final = 100  # images, before a share of failures means anything
 
@@ -268,10 +269,10 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
                 break
         yield turn.outcomes()
 
-    # Two batches of small photos are read ahead, so that a lane that begins one finds it there, and half of one of large ones.
+    # So that a lane that begins a batch finds it there.
     readers = min(READERS, source.concurrency)
     reader = Reader(source, memory, job.max_bytes, watch.profile)
-    reads = spread(reader.some, todos, readers, max(readers, 2 * most // TOGETHER), "read", source.concurrency)
+    reads = spread(reader.some, todos, readers, READ_AHEAD, "read", source.concurrency, reader.weight)
     parts = batched(emptied(reads), most, held, PART_BYTES)
     try:
         for outcomes in spread(classify, parts, job.lanes, 1, "classify"):

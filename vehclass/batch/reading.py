@@ -1,7 +1,7 @@
 """Reads images, by several threads: hands over a few at a time where they come quickly, in bounded memory."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vehclass.batch.batches import Read, Todo
@@ -10,9 +10,9 @@ from vehclass.batch.ports import Source
 from vehclass.batch.profile import Profile
 from vehclass.errors import ReadError
 
-# What a reader hands over at a time, which wakes a thread or two: so many images, unless they are large or come slowly.
-TOGETHER: Final = 4
-TOGETHER_BYTES: Final = 2**19
+# What a reader hands over at a time, which wakes a thread or two: so much, or what came within a moment.
+TOGETHER: Final = 2 * 2**20
+SMALL: Final = 64 * 2**10  # an image weighs no less, be it empty
 TOGETHER_SECONDS: Final = 0.01
 
 
@@ -41,12 +41,17 @@ class Reader:
                 except BaseException:
                     yield ready
                     raise
-            size += len(ready[-1].data)
-            if len(ready) == TOGETHER or size > TOGETHER_BYTES or time.monotonic() - since > TOGETHER_SECONDS:
+            size += max(SMALL, len(ready[-1].data))
+            if size >= TOGETHER or time.monotonic() - since > TOGETHER_SECONDS:
                 yield ready
                 ready, size, since = [], 0, time.monotonic()
         if ready:
             yield ready
+
+    @staticmethod
+    def weight(some: Sequence[Read]) -> int:
+        """What images weigh that wait for somebody to take them."""
+        return sum(max(SMALL, len(one.data)) for one in some)
 
     def _read(self, todo: Todo) -> Read:
         try:

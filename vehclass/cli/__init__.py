@@ -8,8 +8,13 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Final
 
 from vehclass.errors import ExitCode, Interrupted, VehclassError
+
+# New objects that make Python look for cycles among them. Its 700 has it look a thousand times while modules are loaded, and
+# again for every few photos, whose results have no cycles.
+GARBAGE_AFTER: Final = 50_000
 
 
 def main() -> None:
@@ -17,6 +22,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _interrupt)
     sys.unraisablehook = _not_raised
+    gc.set_threshold(GARBAGE_AFTER)
     for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal's encoding cannot show
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text streams, here
     try:

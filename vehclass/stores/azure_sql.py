@@ -21,6 +21,7 @@ from vehclass.stores.azure_sql_errors import CANNOT_OPEN, Hope, Trouble, pause_b
 from vehclass.stores.azure_sql_login import Login, login_of, used_up
 from vehclass.stores.options import StoreOptions
 from vehclass.stores.queries import migrations, named_queries
+from vehclass.stores.rows import as_json
 from vehclass.stores.sql import Row, SqlStore
 
 T = TypeVar("T")
@@ -161,7 +162,7 @@ class AzureSqlDatabase:
     def check(self) -> dict[str, object]:
         """Which rights this user misses. The pages themselves are checked by the service."""
         wanted = [(f"dbo.{table}", right) for table, rights in RIGHTS.items() for right in rights]
-        missing = self.query("missing_rights", wanted=_json(wanted))
+        missing = self.query("missing_rights", wanted=wanted)
         return {"integrity": "ok", "missing_rights": [f"{right} on {table}" for table, right in missing]}
 
     # --- one attempt ---
@@ -171,7 +172,8 @@ class AzureSqlDatabase:
         query = self._queries[name]
         # A filter may offer more than a query asks for. What is None is declared and not sent: for a marker without
         # a value the driver would ask the server what type it has.
-        given = {one: values[one] for one in query.parameters if values[one] is not None}
+        sent = {one: as_json(values[one]) if isinstance(values[one], list) else values[one] for one in query.parameters}
+        given = {one: value for one, value in sent.items() if value is not None}
         declared = ", ".join(f"@{one} {kind}{' = ?' if one in given else ''}" for one, kind in query.parameters.items())
         text = f"SET NOCOUNT ON;\n{f'DECLARE {declared};' if declared else ''}\n{query.text}"
         for one, value in given.items():
@@ -369,9 +371,3 @@ def _plain(value: object) -> object:
 def _trouble(statement: str, error: Exception) -> Trouble:
     state, message = (str(error.args[0]), str(error.args[1])) if len(error.args) > 1 else ("", str(error))
     return Trouble(statement, state, message)
-
-
-def _json(rows: object) -> str:
-    import json
-
-    return json.dumps(rows, allow_nan=False)

@@ -6,6 +6,8 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
+import orjson
+
 from vehclass.errors import StoreError
 from vehclass.records import Failure, ImageFacts, ImageRef, ModelInfo, Outcome, Prediction, Saved, Task
 
@@ -15,14 +17,21 @@ def text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
+def as_json(rows: object) -> str:
+    """Rows as one parameter of a statement."""
+    return orjson.dumps(rows).decode()
+
+
 def check_numbers(url: str, outcomes: Iterable[Outcome]) -> None:
     """Raises StoreError when a probability is none: not a number, infinite, or outside of 0 to 1."""
     for one in outcomes:
         for answer in one.predictions:
-            for share in (answer.probability, *answer.probabilities):
-                if not (math.isfinite(share) and 0 <= share <= 1):
-                    reason = f"{answer.task} of {text(one.ref.name)} came with a probability of {share}"
-                    raise StoreError(url=url, reason=reason)
+            shares = (answer.probability, *answer.probabilities)
+            # `min` and `max` pass over what is not a number; a sum does not.
+            if min(shares) < 0 or max(shares) > 1 or math.isnan(sum(shares)):
+                share = next(share for share in shares if not 0 <= share <= 1)
+                reason = f"{answer.task} of {text(one.ref.name)} came with a probability of {share}"
+                raise StoreError(url=url, reason=reason)
 
 
 def as_models(rows: Iterable[Mapping[str, Any]]) -> list[ModelInfo]:

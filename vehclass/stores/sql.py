@@ -6,10 +6,8 @@ Written on named queries, so that a database needs only `query`, `records`, `exe
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby, islice, repeat
+from itertools import chain, groupby, islice, repeat
 from typing import Any, Final, Protocol, TypeVar
-
-import orjson
 
 from vehclass.errors import LeaseHeld, LeaseLost
 from vehclass.records import (
@@ -41,7 +39,7 @@ T = TypeVar("T")
 
 
 class Database(Protocol):
-    """A SQL database that knows the named queries of its dialect."""
+    """A SQL database that knows the named queries of its dialect. Rows are given as a list, and travel as it likes best."""
 
     url: str
     most_rows: int  # that one statement should write
@@ -95,7 +93,7 @@ class SqlStore:
         known = self._number(model.version)
         if known is None:
             return list(refs)
-        page = _json([(position, ref.image_id, ref.etag) for position, ref in enumerate(refs)])
+        page = [(position, ref.image_id, ref.etag) for position, ref in enumerate(refs)]
         found = self._db.query("unseen", page=page, model_seq=known[0], retry_failed=retry_failed)
         return [refs[position] for (position,) in found]
 
@@ -124,14 +122,14 @@ class SqlStore:
         most = max(1, self._db.most_rows // max(1, model.label_count))
         for start in range(0, len(once), most):
             part = once[start : start + most]
-            images = _json([_image_row(position, one) for position, one in enumerate(part)])
+            images = [_image_row(position, one) for position, one in enumerate(part)]
             numbers = {int(row[0]): int(row[1]) for row in self._db.query("save_images", images=images, now=at)}
             numbered = [(numbers[position], one) for position, one in enumerate(part)]
             self._db.execute(
                 "save_outcomes",
-                outcomes=_json([_outcome_row(seq, one) for seq, one in numbered]),
-                predictions=_json([row for seq, one in numbered for row in _prediction_rows(seq, one, labels)]),
-                probabilities=_json([row for seq, one in numbered for row in _probability_rows(seq, one, labels)]),
+                outcomes=[_outcome_row(seq, one) for seq, one in numbered],
+                predictions=[row for seq, one in numbered for row in _prediction_rows(seq, one, labels)],
+                probabilities=[*chain.from_iterable(_probability_rows(seq, one, labels) for seq, one in numbered)],
                 model_seq=model_seq,
                 max_attempts=max_attempts,
                 run_id=run_id,
@@ -155,8 +153,8 @@ class SqlStore:
         """Writes down a model with its tasks and labels, where the store has not met it."""
         if self._number(model.version) is not None:
             return
-        tasks = _json([(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)])
-        labels = _json([(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)])
+        tasks = [(n, task.name, task.temperature, task.threshold) for n, task in enumerate(model.tasks)]
+        labels = [(n, at, label) for n, task in enumerate(model.tasks) for at, label in enumerate(task.labels)]
 
         def write() -> None:
             self._db.execute("add_model", version=model.version, name=model.name, now=iso(now()))
@@ -244,7 +242,7 @@ class SqlStore:
 
     def drop_marks(self, keys: Sequence[str], ticket: RunTicket) -> None:
         """Makes marks no longer good; raises LeaseLost."""
-        self._transact_holding(ticket, lambda: self._db.execute("drop_marks", mark_keys=_json(list(keys))))
+        self._transact_holding(ticket, lambda: self._db.execute("drop_marks", mark_keys=list(keys)))
 
     def leave_mark(self, key: str, mark: str, ticket: RunTicket) -> None:
         """Leaves a run's mark where there still is the room for it; raises LeaseLost."""
@@ -305,7 +303,7 @@ class SqlStore:
         """Where to look: all images, a stretch at a time; or those that bear a name, found by their keys."""
         if name is not None:
             ids = [image_id(source, name) for (source,) in self._db.query("sources")]
-            found = self._db.query("image_seqs", image_ids=_json(ids))
+            found = self._db.query("image_seqs", image_ids=ids)
             if found:
                 return [(seq - 1, seq) for (seq,) in found]
         last = int(self._db.query("last_image")[0][0])
@@ -339,7 +337,7 @@ class SqlStore:
             found = [int(row[0]) for row in self._db.query("images_to_delete", after=after, until=until, **wanted)]
             most = max(1, self._db.most_rows // 50)
             for start in range(0, len(found), most):
-                part = _json(found[start : start + most])
+                part = found[start : start + most]
                 self._db.transact(lambda part=part: self._db.execute("delete_images", image_seqs=part))  # type: ignore[misc]  # bound at once
                 yield len(found[start : start + most])
 
@@ -354,7 +352,7 @@ class SqlStore:
 
     def saved_of(self, image_ids: Sequence[str]) -> list[Saved]:
         """All that is held of some images."""
-        asked = _json(list(image_ids))
+        asked = list(image_ids)
         return as_saved(
             {model.version: model for model in self.models()},
             self._db.records("saved_outcomes", image_ids=asked),
@@ -382,23 +380,19 @@ class SqlStore:
 
         def write() -> None:
             self._write([one.outcome for one in held], model, "", 1)
-            self._db.execute("restore_outcomes", outcomes=_json(rows), model_seq=known[0])
+            self._db.execute("restore_outcomes", outcomes=rows, model_seq=known[0])
 
         self._db.transact(write)
 
     def restore_runs(self, runs: Sequence[dict[str, Any]]) -> None:
         """Writes runs as another store held them; those that are there stay as they are."""
         rows = [{name: _not_null(name, value) for name, value in run.items()} for run in runs]
-        self._db.execute("restore_runs", runs=_json(rows))
+        self._db.execute("restore_runs", runs=rows)
 
 
 def _lease(ticket: RunTicket) -> dict[str, object]:
     """What a lease's row is told by."""
     return {"run_id": ticket.run_id, "lease_key": ticket.lease_key, "fence": ticket.fence}
-
-
-def _json(rows: object) -> str:
-    return orjson.dumps(rows).decode()
 
 
 def _not_null(name: str, value: object) -> object:
@@ -426,8 +420,10 @@ def _prediction_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[l
 
 
 def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[tuple[int, int, float]]:
+    tasks = []
     for answer in one.predictions:
         shares: Sequence[float] = answer.probabilities
         if min(shares) <= SMALLEST:
             shares = [share if share > SMALLEST else 0.0 for share in shares]
-        yield from zip(repeat(seq, len(shares)), labels[answer.task].values(), shares, strict=True)
+        tasks.append(zip(repeat(seq, len(shares)), labels[answer.task].values(), shares, strict=True))
+    return chain.from_iterable(tasks)
