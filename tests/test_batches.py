@@ -1,8 +1,10 @@
 """A lane's turns: several quick batches are decoded before they are computed, and each image has one outcome."""
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -69,6 +71,40 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unhurried")
 def test_quick_batches_are_computed_together_once_it_is_known_that_they_are_quick() -> None:
     assert turns(Turn(one_by_one(decode), [Told()]), 13) == [10, 40, 40, 40]
+
+
+@pytest.mark.parametrize("cause", [None, OSError])
+def test_nobody_keeps_the_bytes_of_photos_of_which_the_last_is_broken(cause: type[OSError] | None) -> None:
+    """Nor a circle of an error, its traceback and a frame that knows it: Python seldom looks for those."""
+    alive = 0
+
+    class Counted(bytes):
+        def __new__(cls, data: bytes) -> "Counted":
+            nonlocal alive
+            alive += 1
+            return super().__new__(cls, data)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def refuse(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+        try:
+            if data != b"broken":
+                return decode(data, size)
+            raise cause("cut off") if cause else DecodeError("corrupt", "Damaged.")
+        except OSError as error:
+            raise DecodeError("corrupt", "Damaged.") from error
+
+    turn = Turn(one_by_one(refuse), [Told()])
+    gc.disable()
+    try:
+        for _ in range(5):
+            turn.take([replace(read(name), data=Counted(name.encode())) for name in ("1", "2", "broken")])
+            assert len(turn.outcomes()) == 3
+        assert alive == 0
+    finally:
+        gc.enable()
 
 
 def test_slow_batches_are_computed_one_by_one() -> None:

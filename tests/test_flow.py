@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from vehclass.batch import flow
 from vehclass.batch.flow import Allowance, batched, gathered, in_lanes, spread
 
 
@@ -70,6 +71,26 @@ def test_what_waits_is_held_by_weight(weight: int, held: int) -> None:
     time.sleep(0.3)
     assert len(pulled) == 1 + held + 1  # which was handed out, which waits, and which the lane has in hand
     assert list(results) == list(range(1, 1000))
+
+
+def test_what_weighs_much_makes_room_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_LOOK_UP_SECONDS", 60.0)
+    passed = []
+
+    def work(items: Iterator[int]) -> Iterator[int]:
+        for n in items:
+            time.sleep(0.1 if n > 1 else 0)  # so that the heavy one comes first
+            yield n
+            passed.append(n)
+
+    results = spread(work, range(5), 4, 8, "lane", weigh=lambda n: 8 if n == 1 else 1)
+    assert next(results) == 0
+    time.sleep(0.4)
+    assert passed == [0, 1]
+    assert next(results) == 1
+    time.sleep(0.4)
+    assert sorted(passed) == [0, 1, 2, 3, 4]
+    assert sorted(results) == [2, 3, 4]
 
 
 def test_lanes_work_at_the_same_time() -> None:

@@ -38,7 +38,7 @@ from vehclass.records import (
 from vehclass.stores import Store, open_store
 from vehclass.stores.options import StoreOptions
 from vehclass.stores.queries import migrations
-from vehclass.stores.sqlite import APPLICATION_ID
+from vehclass.stores.sqlite import APPLICATION_ID, BOUND_ROWS, run_statements
 
 CONDITION = Task("condition", ("clean", "damaged", "dirty"), threshold=0.6)
 VIEW = Task("view", ("exterior", "interior"))
@@ -526,6 +526,29 @@ def test_two_writers_on_the_same_images(kind: str, request: pytest.FixtureReques
         assert {row["image_id"] for row in found} == {ref(f"{n:03d}").image_id for n in range(120)}
         assert len(rows(seen, "probabilities")) == 360 * 5
         seen.close()
+
+
+def test_few_statements_are_prepared_whatever_the_number_of_rows() -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE pair (a INTEGER, b INTEGER)")
+    seen: set[str] = set()
+    written = 0
+
+    class Cursor(sqlite3.Cursor):
+        def execute(self, sql: str, parameters: Any = ()) -> "Cursor":
+            seen.add(sql)
+            return super().execute(sql, parameters)
+
+    for count in range(0, 3 * BOUND_ROWS, 97):
+        rows = [(count, n) for n in range(count)]
+        run_statements(connection.cursor(Cursor), ["INSERT INTO pair (a, b) VALUES :pairs"], {"pairs": rows})
+        written += count
+    assert len(seen) <= BOUND_ROWS.bit_length()
+    assert connection.execute("SELECT count(*), count(DISTINCT a * 10000 + b) FROM pair").fetchone() == (
+        written,
+        written,
+    )
+    connection.close()
 
 
 class TestSqliteFile:

@@ -1,6 +1,6 @@
 -- What vehclass runs on SQLite, each under its name: a statement, or several that go together. A batch
 -- travels as JSON parameters, so that the number of statements does not grow with it; its probabilities, by far the
--- most rows, are bound where it says `VALUES :name`, some hundred rows a statement, which takes half the time.
+-- most rows, are bound where it says `VALUES :name`, up to a thousand rows a statement, which takes half the time.
 
 -- name: add_model
 INSERT INTO model (version, name, first_used_at) VALUES (:version, :name, :now)

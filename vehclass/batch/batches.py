@@ -1,7 +1,7 @@
 """Turns images that were read into their outcomes: decoded in any of two ways, classified together."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -52,15 +52,14 @@ class _Input:
 def one_by_one(decode: Decode) -> DecodeAll:
     """A decoder of one image for several, each decoded when it is asked for."""
 
-    def all_of(photos: Sequence[bytes], size: tuple[int, int]) -> Iterator[tuple[Pixels, ImageFacts] | DecodeError]:
-        for photo in photos:
-            try:
-                answer: tuple[Pixels, ImageFacts] | DecodeError = decode(photo, size)
-            except DecodeError as error:
-                answer = error
-            yield answer
+    def attempt(photo: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts] | DecodeError:
+        try:
+            return decode(photo, size)
+        except DecodeError as error:
+            # Not kept by a name in any frame of its traceback: such a circle would hold all photos until Python looks for it.
+            return error
 
-    return all_of
+    return lambda photos, size: (attempt(photo, size) for photo in photos)
 
 
 class Turn:

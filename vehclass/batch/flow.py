@@ -39,7 +39,7 @@ def spread(  # noqa: C901  (one protocol, easier to check in one place)
 
     Where `most` is larger than `lanes`, a lane is added, up to so many and one for each result at most, when the
     consumer spends its time waiting while all lanes work: not for a first result, nor while none come at all. At most as many results as
-    there are lanes, and `buffer` more by what they weigh, are held at a time, so memory does not grow with the items: a consumer that is
+    there are lanes are held at a time, beside those that wait, less than `buffer` by what they weigh and one more, so memory does not grow with the items: a consumer that is
     slow makes the lanes wait, and items are only pulled by a lane that is free. An exception, of `work` or of `items`,
     ends the items for every lane; what the lanes have in hand is still delivered, then the exception is raised. A
     consumer that leaves early ends the lanes.
@@ -150,6 +150,7 @@ class _Weighed(queue.Queue[tuple[object, int]]):
     def _get(self) -> tuple[object, int]:
         item = super()._get()
         self._weight -= item[1]
+        self.not_full.notify_all()  # what weighs much makes room for several
         return item
 
 
@@ -228,7 +229,7 @@ def gathered(batches: Iterable[list[T]], most: int, enough: int, patience: float
     """The items of `batches` in larger lists: all that came while the consumer was busy with the last.
 
     A consumer that is quick gets `enough` at a time, or what came within `patience` seconds; a slow one, such as a store
-    far away, gets fewer and larger lists. Once `most` items wait, the batches wait, too. An exception of theirs is raised
+    far away, gets all that waits. Once `most` items wait, the batches wait, too. An exception of theirs is raised
     after what came before it has been handed over.
     """
     waiting: list[T] = []

@@ -269,9 +269,9 @@ def outcomes_of(job: Job, hands: Hands, todos: Iterator[Todo], watch: Watch) -> 
                 break
         yield turn.outcomes()
 
-    # So that a lane that begins a batch finds it there.
     readers = min(READERS, source.concurrency)
     reader = Reader(source, memory, job.max_bytes, watch.profile)
+    # Some are read ahead, so that a lane that begins a batch finds it there.
     reads = spread(reader.some, todos, readers, READ_AHEAD, "read", source.concurrency, reader.weight)
     parts = batched(emptied(reads), most, held, PART_BYTES)
     try:

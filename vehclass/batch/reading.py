@@ -34,8 +34,8 @@ class Reader:
             else:
                 if not self._memory.take(todo.ref.size, wait=not ready):
                     yield ready  # which may be what there is to wait for
-                    ready = []
                     self._memory.take(todo.ref.size)
+                    ready, size, since = [], 0, time.monotonic()
                 try:
                     ready.append(self._read(todo))
                 except BaseException:

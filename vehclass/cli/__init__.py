@@ -12,9 +12,9 @@ from typing import Final
 
 from vehclass.errors import ExitCode, Interrupted, VehclassError
 
-# New objects that make Python look for cycles among them. Its 700 has it look a thousand times while modules are loaded, and
-# again for every few photos, whose results have no cycles.
-GARBAGE_AFTER: Final = 50_000
+# New objects that make Python look for cycles among them. Its own number, 700 at first, has it look a thousand times while modules
+# are loaded, and again for every few photos, whose results have no cycles.
+GARBAGE_AFTER: Final = 10_000
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,7 +27,9 @@ from vehclass.stores.sql import Row
 T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x76656863  # 'vehc', in the file's header
-BOUND_ROWS: Final = 1024  # of one statement: more take no less time each, and a first time to prepare it
+BOUND_ROWS: Final = (
+    1024  # of one statement, a power of two: more take no less time each, and a first time to prepare it
+)
 _BOUND: Final = re.compile(r"VALUES :(\w+)")
 
 
@@ -203,7 +205,7 @@ def run_statements(cursor: sqlite3.Cursor, texts: Sequence[str], values: Mapping
 
     JSON needs no statement that grows with the rows; rows that are bound take half the time.
     """
-    bound = {text: found[1] for text in texts if (found := _BOUND.search(text))}
+    bound = {text: name for text in texts if (name := _bound(text))}
     sent = {
         name: as_json(value) if isinstance(value, list) and name not in bound.values() else value
         for name, value in values.items()
@@ -214,12 +216,23 @@ def run_statements(cursor: sqlite3.Cursor, texts: Sequence[str], values: Mapping
             continue
         rows = sent[bound[text]]
         assert isinstance(rows, list)
-        for start in range(0, len(rows), BOUND_ROWS):
-            part = rows[start : start + BOUND_ROWS]
-            cursor.execute(_with_rows(text, len(part), len(part[0])), list(chain.from_iterable(part)))
+        start, count = 0, BOUND_ROWS
+        while start < len(rows):
+            while count > len(rows) - start:
+                count //= 2  # so that there are few statements to prepare, whatever the number of rows
+            part = rows[start : start + count]
+            cursor.execute(_with_rows(text, count, len(part[0])), list(chain.from_iterable(part)))
+            start += count
 
 
-@lru_cache(64)
+@cache
+def _bound(statement: str) -> str | None:
+    """The name of the rows that a statement has bound."""
+    found = _BOUND.search(statement)
+    return found[1] if found else None
+
+
+@cache
 def _with_rows(statement: str, rows: int, columns: int) -> str:
     """A statement with places for so many rows; one object each time, by which `sqlite3` finds it prepared."""
     row = f"({', '.join('?' * columns)})"
