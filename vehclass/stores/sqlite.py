@@ -27,9 +27,7 @@ from vehclass.stores.sql import Row
 T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x76656863  # 'vehc', in the file's header
-BOUND_ROWS: Final = (
-    1024  # of one statement, a power of two: more take no less time each, and a first time to prepare it
-)
+BOUND_ROWS: Final = 1024  # of one statement, a power of two: more take no less time each
 _BOUND: Final = re.compile(r"VALUES :(\w+)")
 
 
