@@ -146,11 +146,12 @@ class _Weighed(queue.Queue[tuple[object, int]]):
     def _put(self, item: tuple[object, int]) -> None:
         self._weight += item[1]
         super()._put(item)
+        if self._weight < self.maxsize:
+            self.not_full.notify()  # what weighed much and left made room for several, of whom it woke one
 
     def _get(self) -> tuple[object, int]:
         item = super()._get()
         self._weight -= item[1]
-        self.not_full.notify_all()  # what weighs much makes room for several
         return item
 
 
