@@ -99,7 +99,7 @@ def main() -> None:
             (lambda: list(next(client.list_blobs(results_per_page=NAMES).by_page())), 1, NAMES),
             (by_the_sdk, BLOBS, 1),
         ],
-        "GET, signed by the SDK, over urllib3": [
+        "GET, signed by the SDK, sent by libcurl": [
             (lambda: list_page(line, "", "", NAMES), 1, NAMES),
             (lambda: get(line, "a/b.jpg", {}, {"If-Match": ETAG}, len(BLOB)).content, BLOBS, 1),
         ],

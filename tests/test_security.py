@@ -457,15 +457,15 @@ def test_an_answer_that_is_larger_than_it_may_be_is_not_read(packed: bool) -> No
 
 
 @pytest.fixture(scope="module")
-def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A certificate for the names that are asked below, which nobody has vouched for."""
+def self_signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """A certificate for the names that are asked below, which nobody has vouched for, and its file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "account")])
-    names = [x509.DNSName("account.blob.core.windows.net"), x509.DNSName("account.documents.azure.com")]
+    names = [x509.DNSName("localhost"), x509.DNSName("account.documents.azure.com")]
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -480,12 +480,39 @@ def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     file.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
-    return context
+    return context, file
 
 
-@pytest.mark.parametrize("kind", ["blob", "cosmos"])
-def test_a_server_whose_certificate_nobody_vouches_for_is_told_nothing(
-    kind: str, self_signed: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def disguised(certificate: ssl.SSLContext) -> Iterator[Cheat]:
+    cheat = Cheat()
+    cheat.server.socket = certificate.wrap_socket(cheat.server.socket, server_side=True)
+    with cheat.running():
+        yield cheat
+
+
+@pytest.mark.parametrize(
+    ("vouched", "host", "told"), [(False, "localhost", False), (True, "127.0.0.1", False), (True, "localhost", True)]
+)
+def test_only_a_blob_server_with_a_certificate_for_its_name_is_told_anything(
+    vouched: bool,
+    host: str,
+    told: bool,
+    self_signed: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    certificate, file = self_signed
+    if vouched:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    with disguised(certificate) as cheat:
+        source = open_source(f"https://{host}:{cheat.port}/account/container", BlobOptions(account_key=KEY))
+        with pytest.raises(ServiceUnreachable, match="damaged" if told else "certificate"):
+            source.check()
+    assert bool(cheat.seen) is told
+
+
+def test_a_database_whose_certificate_nobody_vouches_for_is_told_nothing(
+    self_signed: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import socket
 
@@ -496,16 +523,10 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_told_nothing(
         return real("127.0.0.1" if named and named.startswith("account.") else host, *words, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", here)
-    cheat = Cheat()
-    cheat.server.socket = self_signed.wrap_socket(cheat.server.socket, server_side=True)
-    with cheat.running():
+    with disguised(self_signed[0]) as cheat:
         with pytest.raises(ServiceUnreachable):
-            if kind == "blob":
-                where = f"https://account.blob.core.windows.net:{cheat.port}/container"
-                open_source(where, BlobOptions(account_key=KEY)).check()
-            else:
-                url = f"cosmos://account.documents.azure.com:{cheat.port}/db"
-                open_store(url, options=StoreOptions(wait=0, timeout=5, cosmos_key=KEY))
+            url = f"cosmos://account.documents.azure.com:{cheat.port}/db"
+            open_store(url, options=StoreOptions(wait=0, timeout=5, cosmos_key=KEY))
     assert cheat.seen == []
 
 

@@ -1,6 +1,7 @@
 """GET over the wire: answers whole or none, within bounds of bytes and time, through the proxy that the environment names."""
 
 import base64
+import gc
 import shutil
 import socket
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import certifi
+import pycurl
 import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
@@ -123,6 +125,40 @@ def test_what_drips_is_not_waited_for(first: bytes, error: type[Exception], monk
     assert time.monotonic() - began < 5
 
 
+def test_what_falls_silent_half_way_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By curl's own measure, an average over some seconds, it would be noticed after twice as long and more."""
+
+    def half(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+        time.sleep(20)
+
+    began = time.monotonic()
+    with Server(half).running() as server, pytest.raises(BrokenOff, match="after 50000 bytes nothing came for 2 sec"):
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        get(line, "a/b.jpg", {}, {}, 10**6, read_timeout=2)
+    assert 2 <= time.monotonic() - began < 4
+
+
+def test_a_name_goes_as_it_is() -> None:
+    with Server(whole).running() as server:
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        get(line, "../a/./b c?.jpg", {}, {}, len(BODY))
+        with pytest.raises(ServiceRequestError, match="cannot be sent"):
+            get(line, "b.jpg", {}, {"If-Match": '"1"\r\nX-More: 1'}, len(BODY))
+    assert [lines[0] for lines in server.asked] == ["GET /account/container/../a/./b%20c%3F.jpg HTTP/1.1"]
+
+
+def test_what_was_read_is_not_kept_by_what_reads_next() -> None:
+    """A connection that waits must not hold the last photo: at 64 of them that would be 64 photos."""
+    with Server(whole).running() as server:
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        answer = get(line, "b.jpg", {}, {}, len(BODY))
+        (idle,) = line.pipeline._transport._idle
+        kept = [one for one in gc.get_referents(idle) for one in gc.get_referents(one)]
+        assert answer.content == BODY
+        assert not [one for one in kept if isinstance(one, list) and sum(map(len, one)) > 10_000]
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_no_more_is_read_than_was_expected(announced: bool) -> None:
     def much(connection: socket.socket, lines: list[str]) -> None:
@@ -130,7 +166,7 @@ def test_no_more_is_read_than_was_expected(announced: bool) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + bytes(4_000_000))
         connection.close()
 
-    with Server(much).running() as server, pytest.raises(BrokenOff, match="the most|more than"):
+    with Server(much).running() as server, pytest.raises(BrokenOff, match="larger than it may be"):
         ask(f"http://127.0.0.1:{server.port}/account/container", 100_000)
 
 
@@ -159,7 +195,7 @@ def test_nobody_there_and_nobody_who_answers() -> None:
     with pytest.raises(ServiceRequestError, match="Connection refused"):
         ask(f"http://127.0.0.1:{free_port()}/account/container")
     with Server(lambda connection, lines: connection.shutdown(socket.SHUT_RDWR)).running() as server:
-        with pytest.raises(ServiceResponseError, match="Connection aborted"):
+        with pytest.raises(ServiceResponseError, match="Empty reply"):
             ask(f"http://127.0.0.1:{server.port}/account/container")
 
 
@@ -209,15 +245,19 @@ def test_signing_in_by_entra_id_serves_the_sdk_and_the_wire(monkeypatch: pytest.
     assert sent == ["Bearer a token"]
 
 
+def bundle_for(options: BlobOptions, url: str) -> str:
+    return open_url(options, url).line.pipeline._transport._options[pycurl.CAINFO]
+
+
 def test_the_bundle_of_certificates_is_the_one_of_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     url = "https://account.blob.core.windows.net/container"
     options = BlobOptions(account_key=KEY)
-    assert open_url(options, url).line.pipeline._transport._pool.ca_certs == certifi.where()
+    assert bundle_for(options, url) == certifi.where()
     own = shutil.copy(certifi.where(), tmp_path / "own.pem")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own))
-    assert open_url(options, url).line.pipeline._transport._pool.ca_certs == str(own)
+    assert bundle_for(options, url) == str(own)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
     with pytest.raises(UsageError, match="the environment asks for"):
         open_url(options, url)
@@ -238,7 +278,7 @@ def test_https_goes_through_a_tunnel_of_the_proxy(monkeypatch: pytest.MonkeyPatc
     with Server(refuse).running() as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "")
-        with pytest.raises(ServiceRequestError, match="Tunnel connection failed"):
+        with pytest.raises(ServiceRequestError, match="CONNECT tunnel failed"):
             ask("https://account.blob.core.windows.net/container")
     assert proxy.asked[0][0].startswith("CONNECT account.blob.core.windows.net:443 HTTP/1.")
     assert not any("Authorization" in line for line in proxy.asked[0])

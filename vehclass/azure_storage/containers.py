@@ -172,9 +172,12 @@ def _is_loopback(host: str | None) -> bool:
 
 _PLAIN_WORDS: Final = {
     "NameResolutionError": "there is no such host",
+    "Could not resolve": "there is no such host",
     "Connection refused": "nobody listens there",
     "timed out": "it does not answer",
     "Connection aborted": "it closed the connection",
+    "Connection reset": "it closed the connection",
+    "Empty reply": "it closed the connection",
     "DefaultAzureCredential failed": "nobody is signed in to Azure here",
 }
 

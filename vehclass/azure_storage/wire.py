@@ -1,33 +1,32 @@
-"""Sends the SDK's GET requests over urllib3 and reads their answers whole, within bounds of bytes and of time.
+"""Sends the SDK's GET requests with libcurl and reads their answers whole, within bounds of bytes and of time.
 
-The SDK's own transport goes through requests, which looks up proxies and netrc, merges sessions and cuts bodies into
-pieces of 4 kB for each answer: three quarters of what a blob of 100 kB costs (docs/performance.md). Proxies and
-certificate bundles are those that requests finds in the environment, looked up once.
+The SDK's own transport goes through requests and urllib3, whose work in Python is most of what a blob of 100 kB costs
+(docs/performance.md); libcurl does it in C, while other threads have Python to themselves. Proxies and bundles of
+certificates are those that requests, and so the rest of the SDK, finds in the environment, looked up once.
 """
 
-import http.client
-import io
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
+import pycurl
 import requests
-import urllib3
-from azure.core.exceptions import IncompleteReadError, ServiceRequestError, ServiceResponseError
+from azure.core.exceptions import AzureError, IncompleteReadError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import HttpTransport
 from azure.core.rest import HttpRequest
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError, SSLError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from azure.core.utils import case_insensitive_dict
+from urllib3.util import parse_url
 
 CONNECT_SECONDS: Final = 3
-READ_SECONDS: Final = 5  # without a single byte
-PIECE: Final = 2**20
+READ_SECONDS: Final = 5  # without a single byte of a body
+PIECE: Final = 2**18  # the most that curl reads at a time
 # How long an answer may take in all: longer than any line that a night could be done over needs, and not for ever.
 LEAST_SECONDS: Final = 60.0
 LEAST_SPEED: Final = 2_000  # bytes a second, after that
+END_OF_HEADERS: Final = b"\r\n"
 
 
 class BrokenOff(IncompleteReadError):
@@ -49,63 +48,50 @@ class Answer:
         return self.content.decode("utf-8", "replace")
 
 
-class _Timed(io.RawIOBase):
-    """The bytes of one answer as they arrive, headers and all; raises TimeoutError once they have taken too long."""
+class _Arriving:
+    """One answer as it arrives: what came of it, and whether it is still worth waiting for."""
 
-    def __init__(self, arriving: io.RawIOBase) -> None:
-        self._arriving = arriving
-        self._began, self._count = time.monotonic(), 0
+    def __init__(self, silence: float) -> None:
+        self.lines: list[bytes] = []  # of the headers
+        self.parts: list[bytes] = []  # of the body
+        self.too_slow = ""  # why it was given up, if it was
+        self._silence = silence
+        self._began = self._heard = time.monotonic()
+        self._count = 0
 
-    def readable(self) -> bool:
-        return True
+    def watch(self, _length: int, count: int, *_: int) -> bool:
+        """Told by curl, about once a second and more often, how much of the body is here; True ends it.
 
-    def readinto(self, buffer: "WriteableBuffer", /) -> int | None:
-        seconds = time.monotonic() - self._began
-        if seconds > LEAST_SECONDS + self._count / LEAST_SPEED:
-            raise TimeoutError(f"{self._count} bytes took {seconds:.0f} seconds")
-        count = self._arriving.readinto(buffer)
-        self._count += count or 0
-        return count
-
-    def close(self) -> None:
-        self._arriving.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """An answer whose headers and body together may take only so long: a server that drips never falls silent."""
-
-    def __init__(self, *words: Any, **more: Any) -> None:
-        super().__init__(*words, **more)
-        buffered: IO[bytes] = self.fp
-        assert isinstance(buffered, io.BufferedReader)
-        self.fp = io.BufferedReader(_Timed(buffered.detach()))
+        A server that drips never falls silent, and curl's own idea of silence is an average over some seconds.
+        """
+        now = time.monotonic()
+        if count != self._count:
+            self._count, self._heard = count, now
+        if count and now - self._heard > self._silence:
+            self.too_slow = f"it timed out: after {count} bytes nothing came for {self._silence:g} seconds"
+        elif now - self._began > LEAST_SECONDS + count / LEAST_SPEED:
+            self.too_slow = f"it timed out: {count} bytes took {now - self._began:.0f} seconds"
+        return bool(self.too_slow)
 
 
 class Wire(HttpTransport[HttpRequest, Answer]):
-    """Connections to one endpoint, for `connections` threads at a time.
+    """Connections to one endpoint, each kept for the next request, `connections` of them at most.
 
-    Raises what requests and urllib3 raise for a proxy or a bundle of the environment that cannot be used.
+    Raises OSError (as those of requests are) for a proxy or a bundle of the environment that cannot be used.
     """
 
     def __init__(self, endpoint: str, connections: int) -> None:
-        found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
-        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-        asked = requests.Request("GET", endpoint).prepare()
-        self._pool = adapter.get_connection_with_tls_context(asked, found["verify"], found["proxies"], found["cert"])
-        adapter.cert_verify(self._pool, endpoint, found["verify"], found["cert"])
-        connection = self._pool.ConnectionCls
-        self._pool.ConnectionCls = type(connection.__name__, (connection,), {"response_class": _TimedResponse})
-        self._origin = "/".join(endpoint.split("/", 3)[:3])
-        # A proxy for what is not encrypted is told the whole URL; any other way leads to the server itself.
-        self._whole_urls = self._pool.proxy is not None and self._pool.scheme == "http"
+        self._options = {**_SETTLED, **_way_to(endpoint)}
+        self._connections = connections
+        self._idle: list[pycurl.Curl] = []  # a handle of curl's keeps its connection
 
     def open(self) -> None:
         """Nothing: connections are made when they are needed."""
 
     def close(self) -> None:
         """Closes the connections that wait for more."""
-        self._pool.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -114,62 +100,121 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         self,
         request: HttpRequest,
         *,
-        most: int = PIECE,
+        most: int = 2**20,
         connection_timeout: float = CONNECT_SECONDS,
         read_timeout: float = READ_SECONDS,
         **_: Any,
     ) -> Answer:
-        """The answer to a request without a body, of `most` bytes at most; redirects are not followed.
+        """The answer to a GET, with a body of `most` bytes at most; redirects are not followed.
 
         Raises ServiceRequestError for a server that cannot be reached, ServiceResponseError for one that does not
         answer, and BrokenOff for an answer that does not end, or not within bounds.
         """
+        lines = [f"{name}: {value}" for name, value in request.headers.items()]
+        if not all(line.isascii() and line.isprintable() for line in (request.url, *lines)):
+            raise ServiceRequestError("A name or a header of this request cannot be sent.")
+        arriving = _Arriving(read_timeout)
+        curl = self._taken()
         try:
-            response = self._pool.urlopen(
-                request.method,
-                request.url if self._whole_urls else request.url.removeprefix(self._origin),
-                headers=dict(request.headers),
-                timeout=urllib3.Timeout(connection_timeout, read_timeout),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except (NewConnectionError, ConnectTimeoutError, ProxyError, SSLError) as error:
-            raise ServiceRequestError(_said(error), error=error) from error
-        except HTTPError as error:
-            raise ServiceResponseError(_said(error), error=error) from error
+            curl.setopt(pycurl.URL, request.url)
+            curl.setopt(pycurl.HTTPHEADER, lines)
+            curl.setopt(pycurl.MAXFILESIZE_LARGE, most)
+            curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(1000 * connection_timeout))
+            curl.setopt(pycurl.LOW_SPEED_TIME, int(read_timeout))  # as long as nothing of a body came
+            curl.setopt(pycurl.HEADERFUNCTION, arriving.lines.append)
+            curl.setopt(pycurl.WRITEFUNCTION, arriving.parts.append)
+            curl.setopt(pycurl.XFERINFOFUNCTION, arriving.watch)
+            curl.perform()
+            return _answer(request, curl.getinfo(pycurl.RESPONSE_CODE), arriving)
+        except pycurl.error as error:
+            raise _told(error, curl, arriving) from error
+        finally:
+            arriving.parts.clear()  # which the handle would keep until its next request
+            if len(self._idle) < self._connections:
+                self._idle.append(curl)
+            else:
+                curl.close()
+
+    def _taken(self) -> pycurl.Curl:
+        """A handle that nobody else has, one with a connection if there is one."""
         try:
-            content = _body(response, most)
-        except (HTTPError, IncompleteReadError) as error:
-            response.close()
-            raise BrokenOff(f"The body broke off: {error}") from error
-        response.release_conn()
-        return Answer(request, response.status, response.reason or "", response.headers, content)
+            return self._idle.pop()
+        except IndexError:
+            curl = pycurl.Curl()
+            for option, value in self._options.items():
+                curl.setopt(option, value)
+            return curl
 
 
-def _said(error: HTTPError) -> str:
-    """What went wrong, with its kind, which says more than some messages."""
-    return f"{type(error).__name__}: {error}"
+_SETTLED: Final[Mapping[int, Any]] = {
+    pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+    pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
+    pycurl.SSLVERSION: pycurl.SSLVERSION_TLSv1_2,  # or later
+    pycurl.PATH_AS_IS: 1,  # "a/../b.jpg" is a blob's name like any other
+    pycurl.NOSIGNAL: 1,  # there are threads
+    pycurl.NOPROGRESS: 0,
+    pycurl.BUFFERSIZE: PIECE,
+    pycurl.LOW_SPEED_LIMIT: 1,
+}
 
 
-def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-    """A body, unless it is larger than it may be, or would be once it is unpacked."""
-    length = response.headers.get("Content-Length", "")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise IncompleteReadError("it is compressed, which nobody asked for")
-    if length.isdecimal() and "Transfer-Encoding" not in response.headers:  # with both, the length means nothing
-        if int(length) > most:
-            raise IncompleteReadError(f"{length} bytes were announced where {most} are the most")
-        content = response.read(max(1, int(length)))  # asked for none, it would not see that this is the end
-        if len(content) != int(length):
-            raise IncompleteReadError(f"{len(content)} of {length} bytes arrived")
-        return content
-    parts, count = list[bytes](), 0
-    while part := response.read(PIECE):
-        parts.append(part)
-        count += len(part)
-        if count > most:
-            raise IncompleteReadError(f"more than {most} bytes arrived")
-    return b"".join(parts)
+def _way_to(endpoint: str) -> dict[int, Any]:
+    """Curl's options for the proxy and the certificates that requests takes for an endpoint."""
+    found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
+    proxy = requests.utils.select_proxy(endpoint, found["proxies"]) or ""
+    if proxy:
+        parts = parse_url(proxy)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise requests.exceptions.InvalidProxyURL("its proxy is not written as http://HOST:PORT")
+    way: dict[int, Any] = {pycurl.PROXY: proxy, pycurl.NOPROXY: ""}  # or curl would look at the environment itself
+    if endpoint.startswith("https:"):
+        bundle = Path(requests.utils.DEFAULT_CA_BUNDLE_PATH if found["verify"] is True else found["verify"])
+        if not bundle.exists():
+            raise OSError(f"there is no bundle of certificates at {bundle}")
+        kinds = (pycurl.CAPATH, pycurl.PROXY_CAPATH) if bundle.is_dir() else (pycurl.CAINFO, pycurl.PROXY_CAINFO)
+        way |= dict.fromkeys(kinds, str(bundle))
+    return way
+
+
+def _answer(request: HttpRequest, status: int, arriving: _Arriving) -> Answer:
+    """The answer that arrived; raises BrokenOff for a body that came compressed."""
+    lines = [line.decode("latin-1").rstrip("\r\n") for line in arriving.lines]
+    # After what a proxy said when it made a tunnel, and after any 1xx.
+    begins = max((number for number, line in enumerate(lines) if line.startswith("HTTP/")), default=0)
+    fields = [line.partition(":") for line in lines[begins + 1 :] if line]
+    headers = case_insensitive_dict({name: value.strip() for name, _, value in fields})
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise BrokenOff("The body came compressed, which nobody asked for.")
+    reason = " ".join(lines[begins].split(" ")[2:]) if lines else ""
+    return Answer(request, status, reason, headers, b"".join(arriving.parts))
+
+
+_UNREACHED: Final = frozenset(
+    {
+        pycurl.E_URL_MALFORMAT,
+        pycurl.E_COULDNT_RESOLVE_PROXY,
+        pycurl.E_COULDNT_RESOLVE_HOST,
+        pycurl.E_COULDNT_CONNECT,
+        pycurl.E_SSL_CONNECT_ERROR,
+        pycurl.E_SSL_CACERT_BADFILE,
+        pycurl.E_PEER_FAILED_VERIFICATION,
+    }
+)
+
+
+def _told(error: pycurl.error, curl: pycurl.Curl, arriving: _Arriving) -> AzureError:
+    """What went wrong, by how far the request came."""
+    code, said = error.args
+    if code == pycurl.E_OPERATION_TIMEDOUT:
+        said = f"it timed out: {said}"
+    elif code == pycurl.E_FILESIZE_EXCEEDED:
+        said = "it is larger than it may be"
+    elif code == pycurl.E_COULDNT_CONNECT and (number := curl.getinfo(pycurl.OS_ERRNO)):
+        said = f"{said} ({os.strerror(number)})"
+    said = arriving.too_slow or said
+    if code in _UNREACHED:
+        return ServiceRequestError(f"There is no way to the server: {said}", error=error)
+    # Other headers than the server's may have come: those of a proxy that made a tunnel have no such code.
+    if not curl.getinfo(pycurl.RESPONSE_CODE) or arriving.lines[-1:] != [END_OF_HEADERS]:
+        return ServiceResponseError(f"There was no answer: {said}", error=error)
+    return BrokenOff(f"The body broke off: {said}", error=error)
