@@ -27,6 +27,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, SAMPLE, Answer, clean_environment
+from tests.test_wire import Server
+from vehclass.azure_storage.containers import open_url
+from vehclass.azure_storage.get import get
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.errors import DecodeError, ModelRefused, ReadError, ServiceUnreachable, VehclassError
 from vehclass.imaging import decode
@@ -492,23 +495,72 @@ def disguised(certificate: ssl.SSLContext) -> Iterator[Cheat]:
 
 
 @pytest.mark.parametrize(
-    ("vouched", "host", "told"), [(False, "localhost", False), (True, "127.0.0.1", False), (True, "localhost", True)]
+    ("vouched", "host", "told"),
+    [
+        ("by nobody", "localhost", False),
+        ("by a file", "127.0.0.1", False),
+        ("by a file", "localhost", True),
+        ("by a folder", "localhost", True),
+        ("by an empty folder", "localhost", False),
+    ],
 )
 def test_only_a_blob_server_with_a_certificate_for_its_name_is_told_anything(
-    vouched: bool,
+    vouched: str,
     host: str,
     told: bool,
     self_signed: tuple[ssl.SSLContext, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     certificate, file = self_signed
-    if vouched:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    known = tmp_path / "b\u00fcndel"
+    if vouched != "by nobody":
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(known))
+    if "folder" in vouched:
+        known.mkdir()
+        monkeypatch.setenv("SSL_CERT_FILE", "" if told else str(file))  # what else knows it does not count
+    if vouched == "by a file":
+        shutil.copy(file, known)
+    if vouched == "by a folder":  # where OpenSSL looks it up by a hash of its subject
+        asked = ["openssl", "x509", "-noout", "-hash", "-in", str(file)]
+        shutil.copy(file, known / f"{subprocess.check_output(asked, text=True).strip()}.0")
     with disguised(certificate) as cheat:
         source = open_source(f"https://{host}:{cheat.port}/account/container", BlobOptions(account_key=KEY))
         with pytest.raises(ServiceUnreachable, match="damaged" if told else "certificate"):
             source.check()
     assert bool(cheat.seen) is told
+
+
+def test_a_proxys_tunnel_carries_tls_and_its_headers_are_not_the_servers(
+    self_signed: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    certificate, file = self_signed
+
+    def forward(source: socket.socket, target: socket.socket) -> None:
+        while piece := source.recv(65536):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+
+    def dig(connection: socket.socket, lines: list[str]) -> None:
+        with socket.create_connection(("127.0.0.1", cheat.port)) as there:
+            connection.sendall(b"HTTP/1.1 200 Go on\r\nContent-Encoding: gzip\r\n\r\n")
+            back = threading.Thread(target=forward, args=(there, connection), daemon=True)
+            back.start()
+            forward(connection, there)
+            back.join()
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    monkeypatch.setenv("no_proxy", "")
+    with disguised(certificate) as cheat, Server(dig).running() as proxy:
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.port}")
+        line = open_url(BlobOptions(account_key=KEY), f"https://localhost:{cheat.port}/account/container").line
+        answer = get(line, "a.jpg", {}, {}, 10)
+        line.pipeline._transport.close()
+    assert (answer.status_code, answer.reason, answer.headers["content-length"]) == (200, "OK", "0")
+    assert [lines[0] for lines in proxy.asked] == [f"CONNECT localhost:{cheat.port} HTTP/1.1"]
+    assert [path for path, _ in cheat.seen] == ["/account/container/a.jpg"]
 
 
 def test_a_database_whose_certificate_nobody_vouches_for_is_told_nothing(

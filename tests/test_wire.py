@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +126,39 @@ def test_what_drips_is_not_waited_for(first: bytes, error: type[Exception], monk
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("code", ["HTTP/1.1 200 OK", "HTTP/1.1 100 Continue"])
+def test_headers_that_drip_are_silence(code: str) -> None:
+    def drip(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(f"{code}\r\nX-Long: ".encode())
+        for _ in range(100):
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+    began = time.monotonic()
+    with Server(drip).running() as server, pytest.raises(ServiceResponseError, match="timed out"):
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        get(line, "a/b.jpg", {}, {}, 10**6, read_timeout=1)
+    assert time.monotonic() - began < 4
+
+
+def test_an_answer_after_other_headers_and_before_trailers_is_told_by_its_own() -> None:
+    said = (
+        b"HTTP/1.1 103 Early Hints\r\nContent-Encoding: gzip\r\n\r\nHTTP/1.1 200 Fine so far\r\nVary: a\r\nvary: b\r\n"
+    )
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n5\r\nphoto\r\n0\r\nHTTP/x: y\r\nContent-Encoding: gzip\r\n\r\n"
+    with Server(lambda connection, lines: connection.sendall(said + chunks)).running() as server:
+        answer = ask(f"http://127.0.0.1:{server.port}/account/container")
+    assert (answer.status_code, answer.reason, answer.content) == (200, "Fine so far", b"photo")
+    assert dict(answer.headers) == {"vary": "a, b", "transfer-encoding": "chunked"}
+
+
+def test_what_came_compressed_is_no_photo() -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\r\nphoto"
+    with Server(lambda connection, lines: connection.sendall(said)).running() as server:
+        with pytest.raises(BrokenOff, match="compressed"):
+            ask(f"http://127.0.0.1:{server.port}/account/container")
+
+
 def test_what_falls_silent_half_way_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """By curl's own measure, an average over some seconds, it would be noticed after twice as long and more."""
 
@@ -143,9 +177,14 @@ def test_a_name_goes_as_it_is() -> None:
     with Server(whole).running() as server:
         line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
         get(line, "../a/./b c?.jpg", {}, {}, len(BODY))
-        with pytest.raises(ServiceRequestError, match="cannot be sent"):
+        with pytest.raises(ValueError, match="cannot be sent"):
             get(line, "b.jpg", {}, {"If-Match": '"1"\r\nX-More: 1'}, len(BODY))
-    assert [lines[0] for lines in server.asked] == ["GET /account/container/../a/./b%20c%3F.jpg HTTP/1.1"]
+        sas = open_url(BlobOptions(sas_token="sp=r l&sig=a%2Bb\u00fc"), line.url).line
+        get(sas, "b.jpg", {}, {"x-empty": ""}, len(BODY))
+    first, second = server.asked
+    assert first[0] == "GET /account/container/../a/./b%20c%3F.jpg HTTP/1.1"
+    assert second[0] == "GET /account/container/b.jpg?sp=r%20l&sig=a%2Bb%C3%BC HTTP/1.1"
+    assert "x-empty:" in second
 
 
 def test_what_was_read_is_not_kept_by_what_reads_next() -> None:
@@ -199,14 +238,40 @@ def test_nobody_there_and_nobody_who_answers() -> None:
             ask(f"http://127.0.0.1:{server.port}/account/container")
 
 
-def test_the_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("written", "known_as"),
+    [
+        ("http://me:secret@", "me:secret"),
+        ("http://me:se cr%40t@", "me:se cr@t"),
+        ("http://me:p@ss\u00fc@", "me:p@ss\u00fc"),
+        ("", ""),  # requests takes it for http
+    ],
+)
+def test_the_proxy_of_the_environment_is_asked(written: str, known_as: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(whole).running() as proxy:
-        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
-        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", f"{written}127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "elsewhere")
         assert ask("http://storage/account/container").content == BODY
-    assert proxy.asked[0][0] == "GET http://storage/account/container/a/b.jpg HTTP/1.1"
-    basic = base64.b64encode(b"me:secret").decode()
-    assert any(line.lower() == f"proxy-authorization: basic {basic}".lower() for line in proxy.asked[0])
+        with Server(whole).running() as server:
+            monkeypatch.setenv("no_proxy", "elsewhere,127.0.0.1")
+            assert ask(f"http://127.0.0.1:{server.port}/account/container").content == BODY
+    assert [lines[0] for lines in proxy.asked] == ["GET http://storage/account/container/a/b.jpg HTTP/1.1"]
+    basic = [line.split()[-1] for line in proxy.asked[0] if line.lower().startswith("proxy-authorization: basic ")]
+    assert [base64.b64decode(word).decode() for word in basic] == ([known_as] if known_as else [])
+
+
+def test_what_is_said_of_a_proxy_leaves_its_password_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    for proxy in ("http://me:CANARY x@nosuch.invalid:1", "http://me:CANARY@127.0.0.1:1"):
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(ServiceRequestError) as caught:
+            ask("http://storage/account/container")
+        assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+    for proxy in ("http://me:CANARY#x@127.0.0.1:1", "ftp://me:CANARY@127.0.0.1:1", "http://me:CANARY@127.0.0.1:x"):
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(UsageError) as refused:
+            ask("http://storage/account/container")
+        assert "CANARY" not in "".join(traceback.format_exception(refused.value))
 
 
 class Token:
@@ -246,7 +311,7 @@ def test_signing_in_by_entra_id_serves_the_sdk_and_the_wire(monkeypatch: pytest.
 
 
 def bundle_for(options: BlobOptions, url: str) -> str:
-    return open_url(options, url).line.pipeline._transport._options[pycurl.CAINFO]
+    return open_url(options, url).line.pipeline._transport._options[pycurl.CAINFO].decode()
 
 
 def test_the_bundle_of_certificates_is_the_one_of_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,6 +323,10 @@ def test_the_bundle_of_certificates_is_the_one_of_requests(monkeypatch: pytest.M
     own = shutil.copy(certifi.where(), tmp_path / "own.pem")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own))
     assert bundle_for(options, url) == str(own)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    options_of_curl = open_url(options, url).line.pipeline._transport._options
+    assert options_of_curl[pycurl.CAPATH] == str(tmp_path).encode()
+    assert options_of_curl[pycurl.CAINFO] is None  # or curl would trust the system's as well
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
     with pytest.raises(UsageError, match="the environment asks for"):
         open_url(options, url)

@@ -28,6 +28,7 @@ MONTHS: Final = {
     )
 }
 
+IN_A_QUERY: Final = "!$%&'()*+,-./:;=?@_~"  # what may stand in one as it is, the sign of what is encoded among it
 
 MOST_OF_A_PAGE: Final = 64 * 2**20  # of a listing: 5,000 names of 1,024 characters with their facts are some 30 MB
 
@@ -45,6 +46,7 @@ class Line:
     def of(cls, client: ContainerClient, connections: int) -> "Line":
         """The line to a client's container, with the client's way of signing, for so many threads at a time."""
         url, _, sas = client.url.partition("?")
+        sas = quote(sas, safe=IN_A_QUERY)
         # A policy knows the one after it: the SDK's own goes on to the SDK's transport, and its copy to ours.
         signing = copy(client._credential_policy)
         return cls(url, sas, client.api_version, Pipeline(Wire(url, connections), [signing] if signing else []))
@@ -129,7 +131,10 @@ def _listed(blob: ElementTree.Element) -> Listed:
     text = (name.text or "") if name is not None else ""
     if name is not None and name.get("Encoded") == "true":  # what XML cannot hold
         text = unquote(text)
-    return Listed(text, facts["Etag"].strip('"'), int(facts["Content-Length"]), _moment(facts["Last-Modified"]))
+    etag = facts["Etag"].strip('"')
+    if not (etag.isascii() and etag.isprintable()):  # which no request could ask for
+        raise ValueError("an etag has characters that no header can have")
+    return Listed(text, etag, int(facts["Content-Length"]), _moment(facts["Last-Modified"]))
 
 
 def _moment(text: str) -> datetime:

@@ -5,28 +5,31 @@ The SDK's own transport goes through requests and urllib3, whose work in Python 
 certificates are those that requests, and so the rest of the SDK, finds in the environment, looked up once.
 """
 
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pycurl
 import requests
-from azure.core.exceptions import AzureError, IncompleteReadError, ServiceRequestError, ServiceResponseError
+from azure.core.exceptions import IncompleteReadError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import HttpTransport
 from azure.core.rest import HttpRequest
 from azure.core.utils import case_insensitive_dict
-from urllib3.util import parse_url
 
-CONNECT_SECONDS: Final = 3
+CONNECT_SECONDS: Final = 5  # for the name, the connection, a proxy's tunnel and TLS together
 READ_SECONDS: Final = 5  # without a single byte of a body
 PIECE: Final = 2**18  # the most that curl reads at a time
 # How long an answer may take in all: longer than any line that a night could be done over needs, and not for ever.
 LEAST_SECONDS: Final = 60.0
 LEAST_SPEED: Final = 2_000  # bytes a second, after that
-END_OF_HEADERS: Final = b"\r\n"
+QUICK_EXIT: Final = 322  # CURLOPT_QUICK_EXIT, which pycurl has no name for
+
+TOO_LARGE: Final = "it is larger than it may be"
 
 
 class BrokenOff(IncompleteReadError):
@@ -51,11 +54,11 @@ class Answer:
 class _Arriving:
     """One answer as it arrives: what came of it, and whether it is still worth waiting for."""
 
-    def __init__(self, silence: float) -> None:
-        self.lines: list[bytes] = []  # of the headers
+    def __init__(self, most: int, silence: float) -> None:
+        self.lines: list[bytes] = []  # of the headers, those of a proxy and trailers among them
         self.parts: list[bytes] = []  # of the body
-        self.too_slow = ""  # why it was given up, if it was
-        self._silence = silence
+        self.given_up = ""  # why, if it was
+        self._most, self._silence = most, silence
         self._began = self._heard = time.monotonic()
         self._count = 0
 
@@ -67,11 +70,28 @@ class _Arriving:
         now = time.monotonic()
         if count != self._count:
             self._count, self._heard = count, now
-        if count and now - self._heard > self._silence:
-            self.too_slow = f"it timed out: after {count} bytes nothing came for {self._silence:g} seconds"
+        if count > self._most:
+            self.given_up = TOO_LARGE
+        elif count and now - self._heard > self._silence:
+            self.given_up = f"it timed out: after {count} bytes nothing came for {self._silence:g} seconds"
         elif now - self._began > LEAST_SECONDS + count / LEAST_SPEED:
-            self.too_slow = f"it timed out: {count} bytes took {now - self._began:.0f} seconds"
-        return bool(self.too_slow)
+            self.given_up = f"it timed out: {count} bytes took {now - self._began:.0f} seconds"
+        return bool(self.given_up)
+
+    def headers(self) -> list[str]:
+        """The status line and the headers of the answer itself, as far as they came whole.
+
+        Before them may be those of a proxy that made a tunnel and of any 1xx, and after them trailers; an empty line ends
+        each but the trailers.
+        """
+        blocks: list[list[str]] = [[]]
+        for line in self.lines:
+            text = line.decode("latin-1").strip("\r\n")
+            if text:
+                blocks[-1].append(text)
+            else:
+                blocks.append([])
+        return blocks[-2] if len(blocks) > 1 else []
 
 
 class Wire(HttpTransport[HttpRequest, Answer]):
@@ -108,19 +128,20 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         """The answer to a GET, with a body of `most` bytes at most; redirects are not followed.
 
         Raises ServiceRequestError for a server that cannot be reached, ServiceResponseError for one that does not
-        answer, and BrokenOff for an answer that does not end, or not within bounds.
+        answer in time, BrokenOff for an answer that does not end, or not within bounds, and ValueError for what no request
+        can say.
         """
-        lines = [f"{name}: {value}" for name, value in request.headers.items()]
+        lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers.items()]
         if not all(line.isascii() and line.isprintable() for line in (request.url, *lines)):
-            raise ServiceRequestError("A name or a header of this request cannot be sent.")
-        arriving = _Arriving(read_timeout)
+            raise ValueError("a request's address or header has characters that cannot be sent")
+        arriving = _Arriving(most, read_timeout)
         curl = self._taken()
         try:
             curl.setopt(pycurl.URL, request.url)
             curl.setopt(pycurl.HTTPHEADER, lines)
             curl.setopt(pycurl.MAXFILESIZE_LARGE, most)
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(1000 * connection_timeout))
-            curl.setopt(pycurl.LOW_SPEED_TIME, int(read_timeout))  # as long as nothing of a body came
+            curl.setopt(pycurl.LOW_SPEED_TIME, math.ceil(read_timeout))  # as long as nothing of a body came
             curl.setopt(pycurl.HEADERFUNCTION, arriving.lines.append)
             curl.setopt(pycurl.WRITEFUNCTION, arriving.parts.append)
             curl.setopt(pycurl.XFERINFOFUNCTION, arriving.watch)
@@ -155,38 +176,58 @@ _SETTLED: Final[Mapping[int, Any]] = {
     pycurl.NOPROGRESS: 0,
     pycurl.BUFFERSIZE: PIECE,
     pycurl.LOW_SPEED_LIMIT: 1,
+    QUICK_EXIT: 1,  # or closing a handle would wait for a name server that does not answer
 }
 
 
 def _way_to(endpoint: str) -> dict[int, Any]:
     """Curl's options for the proxy and the certificates that requests takes for an endpoint."""
     found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
-    proxy = requests.utils.select_proxy(endpoint, found["proxies"]) or ""
-    if proxy:
-        parts = parse_url(proxy)
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise requests.exceptions.InvalidProxyURL("its proxy is not written as http://HOST:PORT")
-    way: dict[int, Any] = {pycurl.PROXY: proxy, pycurl.NOPROXY: ""}  # or curl would look at the environment itself
-    if endpoint.startswith("https:"):
+    # What is not set, curl would take from the environment, and certificates from the system, by rules of its own.
+    way: dict[int, Any] = {**dict.fromkeys(_CERTIFICATES), pycurl.PROXY: "", pycurl.NOPROXY: ""}
+    if proxy := requests.utils.select_proxy(endpoint, found["proxies"]):
+        way |= _through(proxy)
+    if endpoint.startswith("https:") or way[pycurl.PROXY].startswith("https:"):
         bundle = Path(requests.utils.DEFAULT_CA_BUNDLE_PATH if found["verify"] is True else found["verify"])
         if not bundle.exists():
             raise OSError(f"there is no bundle of certificates at {bundle}")
         kinds = (pycurl.CAPATH, pycurl.PROXY_CAPATH) if bundle.is_dir() else (pycurl.CAINFO, pycurl.PROXY_CAINFO)
-        way |= dict.fromkeys(kinds, str(bundle))
+        way |= dict.fromkeys(kinds, os.fsencode(bundle))
     return way
+
+
+_CERTIFICATES: Final = (pycurl.CAINFO, pycurl.CAPATH, pycurl.PROXY_CAINFO, pycurl.PROXY_CAPATH)
+
+
+def _through(proxy: str) -> dict[int, Any]:
+    """Curl's options for a proxy as the environment has it, whose password then is in no message of curl's."""
+    try:
+        whole = requests.utils.prepend_scheme_if_needed(proxy, "http")
+        parts = urlsplit(whole)
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        port = usual if parts.port is None else parts.port
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    except (KeyError, ValueError):  # which say what they could not read, be it a password
+        host = None
+    if not host:
+        raise requests.exceptions.InvalidProxyURL("its proxy is not written as http://HOST:PORT")
+    name, password = requests.utils.get_auth_from_url(whole)
+    signing_in = {pycurl.PROXYUSERNAME: name.encode(), pycurl.PROXYPASSWORD: password.encode()} if name else {}
+    return {pycurl.PROXY: f"{parts.scheme}://{host}:{port}", **signing_in}
 
 
 def _answer(request: HttpRequest, status: int, arriving: _Arriving) -> Answer:
     """The answer that arrived; raises BrokenOff for a body that came compressed."""
-    lines = [line.decode("latin-1").rstrip("\r\n") for line in arriving.lines]
-    # After what a proxy said when it made a tunnel, and after any 1xx.
-    begins = max((number for number, line in enumerate(lines) if line.startswith("HTTP/")), default=0)
-    fields = [line.partition(":") for line in lines[begins + 1 :] if line]
-    headers = case_insensitive_dict({name: value.strip() for name, _, value in fields})
+    first, *fields = arriving.headers() or [""]
+    found: dict[str, str] = {}
+    for field in fields:
+        name, _, value = field.partition(":")
+        name, value = name.lower(), value.strip()
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    headers = case_insensitive_dict(found)
     if headers.get("Content-Encoding", "identity") != "identity":
         raise BrokenOff("The body came compressed, which nobody asked for.")
-    reason = " ".join(lines[begins].split(" ")[2:]) if lines else ""
-    return Answer(request, status, reason, headers, b"".join(arriving.parts))
+    return Answer(request, status, " ".join(first.split(" ")[2:]), headers, b"".join(arriving.parts))
 
 
 _UNREACHED: Final = frozenset(
@@ -202,19 +243,22 @@ _UNREACHED: Final = frozenset(
 )
 
 
-def _told(error: pycurl.error, curl: pycurl.Curl, arriving: _Arriving) -> AzureError:
+def _told(error: pycurl.error, curl: pycurl.Curl, arriving: _Arriving) -> Exception:
     """What went wrong, by how far the request came."""
-    code, said = error.args
+    code, said = error.args if len(error.args) == 2 else (pycurl.E_FAILED_INIT, str(error))
+    # Taking a piece of the answer fails for want of memory only.
+    if code in (pycurl.E_OUT_OF_MEMORY, pycurl.E_WRITE_ERROR):
+        return MemoryError(said)
     if code == pycurl.E_OPERATION_TIMEDOUT:
         said = f"it timed out: {said}"
     elif code == pycurl.E_FILESIZE_EXCEEDED:
-        said = "it is larger than it may be"
+        said = TOO_LARGE
     elif code == pycurl.E_COULDNT_CONNECT and (number := curl.getinfo(pycurl.OS_ERRNO)):
         said = f"{said} ({os.strerror(number)})"
-    said = arriving.too_slow or said
+    said = arriving.given_up or said
     if code in _UNREACHED:
         return ServiceRequestError(f"There is no way to the server: {said}", error=error)
-    # Other headers than the server's may have come: those of a proxy that made a tunnel have no such code.
-    if not curl.getinfo(pycurl.RESPONSE_CODE) or arriving.lines[-1:] != [END_OF_HEADERS]:
+    # A tunnel's code is not the answer's, and 100 is not its last.
+    if curl.getinfo(pycurl.RESPONSE_CODE) < 200 or arriving.lines[-1].strip():
         return ServiceResponseError(f"There was no answer: {said}", error=error)
     return BrokenOff(f"The body broke off: {said}", error=error)

@@ -108,7 +108,7 @@ class BlobSource:
             if self._look is None or time.monotonic() - self._look[0] > LOOK_LASTS:
                 problem: VehclassError | None = None
                 try:
-                    list_page(self._line, "", "", 1, connection_timeout=2, read_timeout=2)
+                    list_page(self._line, "", "", 1, connection_timeout=4, read_timeout=2)
                 except AzureError as error:
                     problem = self._container.explained(error)
                 self._look = (time.monotonic(), problem)
