@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import requests
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, ClientAuthenticationError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerClient
-from urllib3.exceptions import HTTPError
 
 from vehclass.azure_storage.get import Line
 from vehclass.azure_storage.options import BlobOptions
@@ -117,7 +115,7 @@ def _opened(options: BlobOptions, endpoint: str, container: str, credential: Any
     client = _client(options, endpoint, container, credential)
     try:
         return Container(client, prefix, Line.of(client, options.concurrency + 4))
-    except (requests.RequestException, HTTPError, OSError) as error:
+    except OSError as error:  # such as those of requests
         reason = f"{endpoint} cannot be reached in the way that the environment asks for: {first_line(error)}."
         raise UsageError(reason=reason) from error
 
