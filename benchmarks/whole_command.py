@@ -55,7 +55,7 @@ def main() -> None:
             "--seed",
             "77",
         ]
-        subprocess.run(draw, check=True)
+        subprocess.run(draw, check=True, stdout=subprocess.DEVNULL)
         batch = ["classify-batch", "-m", SAMPLE, "--include", "*.jpg", "-c"]
         print(f"| `vehclass --help` | {seconds(['--help'], folder, fresh=False):.2f} | |", flush=True)
         one = seconds([*batch, "uploads", "--limit", "1"], folder, fresh=True)
