@@ -95,7 +95,7 @@ class _Arriving:
 
 
 class Wire(HttpTransport[HttpRequest, Answer]):
-    """Connections to one endpoint, each kept for the next request, `connections` of them at most.
+    """Connections to one endpoint, one for each request at a time; `connections` of them at most are kept for the next.
 
     Raises OSError (as those of requests are) for a proxy or a bundle of the environment that cannot be used.
     """
@@ -180,6 +180,9 @@ _SETTLED: Final[Mapping[int, Any]] = {
 }
 
 
+_CERTIFICATES: Final = (pycurl.CAINFO, pycurl.CAPATH, pycurl.PROXY_CAINFO, pycurl.PROXY_CAPATH)
+
+
 def _way_to(endpoint: str) -> dict[int, Any]:
     """Curl's options for the proxy and the certificates that requests takes for an endpoint."""
     found = requests.Session().merge_environment_settings(endpoint, {}, True, None, None)
@@ -194,9 +197,6 @@ def _way_to(endpoint: str) -> dict[int, Any]:
         kinds = (pycurl.CAPATH, pycurl.PROXY_CAPATH) if bundle.is_dir() else (pycurl.CAINFO, pycurl.PROXY_CAINFO)
         way |= dict.fromkeys(kinds, os.fsencode(bundle))
     return way
-
-
-_CERTIFICATES: Final = (pycurl.CAINFO, pycurl.CAPATH, pycurl.PROXY_CAINFO, pycurl.PROXY_CAPATH)
 
 
 def _through(proxy: str) -> dict[int, Any]:
