@@ -551,6 +551,26 @@ def test_few_statements_are_prepared_whatever_the_number_of_rows() -> None:
     connection.close()
 
 
+def test_bound_rows_leave_the_other_parameters_their_places() -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE triple (a TEXT, b INTEGER PRIMARY KEY, c TEXT, met INTEGER)")
+    rows = [(n, f"row {n}") for n in range(BOUND_ROWS + 700)]
+    write = """
+        INSERT INTO triple (a, b, c, met)
+        SELECT :first, column1, column2, 0 FROM (VALUES :rows)
+        WHERE true ON CONFLICT (b) DO UPDATE SET met = :count, a = a || :first || strftime('%H:%M', '12:34')
+    """
+    count = (
+        "UPDATE triple SET met = met + 1 WHERE b IN (SELECT value ->> 0 FROM json_each(:rows)) AND a LIKE :first || '%'"
+    )
+    for _ in range(2):
+        values = {"first": "x", "rows": rows, "count": 5, "of_another_statement": 1}
+        run_statements(connection.cursor(), [write, count], values)
+    found = connection.execute("SELECT DISTINCT a, c = 'row ' || b, met, count(*) FROM triple").fetchall()
+    assert found == [("xx12:34", 1, 6, len(rows))]
+    connection.close()
+
+
 class TestSqliteFile:
     """What can be wrong with a file."""
 

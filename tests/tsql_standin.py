@@ -19,6 +19,7 @@ from vehclass.stores.queries import migrations, named_queries
 
 NAMES = {query.text: name for name, query in named_queries("azure_sql").items()}
 MIGRATIONS = {batch for _, _, text in migrations("azure_sql") for batch in batches(text)}
+BOUND_IN_SQLITE = {"images", "outcomes", "predictions", "probabilities"}
 BITS = {("predictions_between", "needs_review"), ("saved_predictions", "needs_review")}
 
 
@@ -87,7 +88,7 @@ class Engine:
         values = {one: next(sent) if bound else None for one, bound in _parameters(request.sql)}
         assert next(sent, None) is None
         cursor = connection.cursor()
-        values = {one: json.loads(value) if one == "probabilities" else value for one, value in values.items()}
+        values = {one: json.loads(value) if one in BOUND_IN_SQLITE else value for one, value in values.items()}
         ours.run_statements(cursor, [*ours.statements(named_queries("sqlite")[name].text)], values)
         if name == "renew_lease":
             return Rows(("changed",), [(cursor.rowcount,)])

@@ -1,6 +1,6 @@
--- What vehclass runs on SQLite, each under its name: a statement, or several that go together. A batch
--- travels as JSON parameters, so that the number of statements does not grow with it; its probabilities, by far the
--- most rows, are bound where it says `VALUES :name`, up to a thousand rows a statement, which takes half the time.
+-- What vehclass runs on SQLite, each under its name: a statement, or several that go together. Rows of results are
+-- bound where it says `VALUES :name`, up to a thousand a statement, which takes half of what JSON takes; other rows
+-- travel as JSON parameters, so that the number of statements does not grow with them.
 
 -- name: add_model
 INSERT INTO model (version, name, first_used_at) VALUES (:version, :name, :now)
@@ -42,9 +42,9 @@ SELECT 1 FROM lease WHERE lease_key = :lease_key AND fence = :fence AND run_id =
 -- images: [[position, image_id, source, name, etag, size, modified_at, width, height, format, sha256], ...];
 -- answers each one's position and number.
 INSERT INTO image (image_id, source, name, etag, size, modified_at, width, height, format, sha256, first_seen_at)
-SELECT value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-       nullif(value ->> 7, -1), nullif(value ->> 8, -1), nullif(value ->> 9, ''), nullif(value ->> 10, ''), :now
-FROM json_each(:images)
+SELECT column2, column3, column4, column5, column6, column7,
+       nullif(column8, -1), nullif(column9, -1), nullif(column10, ''), nullif(column11, ''), :now
+FROM (VALUES :images)
 WHERE true ON CONFLICT (image_id) DO UPDATE SET
   etag = excluded.etag, size = excluded.size, modified_at = excluded.modified_at,
   -- What another model's run has seen of the same content stays, when this one could not read it.
@@ -61,11 +61,11 @@ SELECT j.value ->> 0, i.image_seq FROM json_each(:images) AS j CROSS JOIN image 
 -- probabilities: [[image_seq, label_seq, probability], ...]
 -- The attempts are the runs that tried: the same batch saved twice by one run is one attempt.
 INSERT INTO outcome (model_seq, image_seq, etag, status, stage, code, message, attempts, run_id, finished_at)
-SELECT :model_seq, value ->> 0, value ->> 1,
-       CASE WHEN value ->> 2 = '' THEN 'classified'
-            WHEN value ->> 5 OR :max_attempts <= 1 THEN 'quarantined' ELSE 'failed' END,
-       nullif(value ->> 2, ''), nullif(value ->> 3, ''), nullif(value ->> 4, ''), 1, :run_id, :now
-FROM json_each(:outcomes)
+SELECT :model_seq, column1, column2,
+       CASE WHEN column3 = '' THEN 'classified'
+            WHEN column6 OR :max_attempts <= 1 THEN 'quarantined' ELSE 'failed' END,
+       nullif(column3, ''), nullif(column4, ''), nullif(column5, ''), 1, :run_id, :now
+FROM (VALUES :outcomes)
 WHERE true ON CONFLICT (model_seq, image_seq) DO UPDATE SET
   attempts = CASE WHEN outcome.etag <> excluded.etag OR outcome.status = 'classified' THEN 1
                   ELSE outcome.attempts + (outcome.run_id <> excluded.run_id) END,
@@ -85,8 +85,8 @@ WHERE label_seq IN (SELECT label_seq FROM label JOIN task USING (task_seq) WHERE
   AND image_seq IN (SELECT value ->> 0 FROM json_each(:outcomes) WHERE value ->> 2 <> '');
 
 INSERT INTO prediction (task_seq, image_seq, label_seq, probability, needs_review)
-SELECT l.task_seq, j.value ->> 0, l.label_seq, j.value ->> 2, j.value ->> 3
-FROM json_each(:predictions) AS j JOIN label AS l ON l.label_seq = j.value ->> 1
+SELECT l.task_seq, j.column1, l.label_seq, j.column3, j.column4
+FROM (VALUES :predictions) AS j CROSS JOIN label AS l ON l.label_seq = j.column2
 WHERE true ON CONFLICT (task_seq, image_seq) DO UPDATE SET
   label_seq = excluded.label_seq, probability = excluded.probability, needs_review = excluded.needs_review;
 

@@ -6,7 +6,7 @@ Written on named queries, so that a database needs only `query`, `records`, `exe
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice, repeat
 from typing import Any, Final, Protocol, TypeVar
 
 from vehclass.errors import LeaseHeld, LeaseLost
@@ -129,7 +129,7 @@ class SqlStore:
                 "save_outcomes",
                 outcomes=[_outcome_row(seq, one) for seq, one in numbered],
                 predictions=[row for seq, one in numbered for row in _prediction_rows(seq, one, labels)],
-                probabilities=[*chain.from_iterable(_probability_rows(seq, one, labels) for seq, one in numbered)],
+                probabilities=_probability_rows(numbered, labels),
                 model_seq=model_seq,
                 max_attempts=max_attempts,
                 run_id=run_id,
@@ -419,11 +419,20 @@ def _prediction_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[l
         yield [seq, labels[answer.task][answer.label], answer.probability, int(answer.needs_review)]
 
 
-def _probability_rows(seq: int, one: Outcome, labels: LabelNumbers) -> Iterator[tuple[int, int, float]]:
-    tasks = []
-    for answer in one.predictions:
-        shares: Sequence[float] = answer.probabilities
-        if min(shares) <= SMALLEST:
-            shares = [share if share > SMALLEST else 0.0 for share in shares]
-        tasks.append(zip(repeat(seq, len(shares)), labels[answer.task].values(), shares, strict=True))
-    return chain.from_iterable(tasks)
+def _probability_rows(numbered: Sequence[tuple[int, Outcome]], labels: LabelNumbers) -> list[tuple[int, int, float]]:
+    """Rows in the order that they lie in, by label and then by image, so that one is written beside the last."""
+    images: dict[str, list[int]] = {}
+    shares: dict[str, list[Sequence[float]]] = {}
+    for seq, one in numbered:
+        for answer in one.predictions:
+            own: Sequence[float] = answer.probabilities
+            if min(own) <= SMALLEST:
+                own = [share if share > SMALLEST else 0.0 for share in own]
+            images.setdefault(answer.task, []).append(seq)
+            shares.setdefault(answer.task, []).append(own)
+    return [
+        row
+        for task, seqs in images.items()
+        for label, column in zip(labels[task].values(), zip(*shares[task], strict=True), strict=True)
+        for row in zip(seqs, repeat(label), column)
+    ]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,7 @@ T = TypeVar("T")
 APPLICATION_ID: Final = 0x76656863  # 'vehc', in the file's header
 BOUND_ROWS: Final = 1024  # of one statement, a power of two: more take no less time each
 _BOUND: Final = re.compile(r"VALUES :(\w+)")
+_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 
 
 class SqliteDatabase:
@@ -201,40 +202,47 @@ _REASONS: Final[Mapping[int, str]] = {
 def run_statements(cursor: sqlite3.Cursor, texts: Sequence[str], values: Mapping[str, object]) -> None:
     """Runs the statements of a named query; a list among its values travels as JSON, or bound where one says `VALUES :name`.
 
-    JSON needs no statement that grows with the rows; rows that are bound take half the time.
+    JSON needs no statement that grows with the rows; rows that are bound take half the time. What a statement with bound
+    rows answers is lost.
     """
-    bound = {text: name for text in texts if (name := _bound(text))}
-    sent = {
-        name: as_json(value) if isinstance(value, list) and name not in bound.values() else value
-        for name, value in values.items()
-    }
+    written: dict[str, object] = {}  # as JSON, once for all statements
     for text in texts:
-        if text not in bound:
-            cursor.execute(text, sent)
+        rows_name, names = _parameters(text)
+        if rows_name is None:
+            for name in names:
+                if name not in written:
+                    value = values[name]
+                    written[name] = as_json(value) if isinstance(value, list) else value
+            cursor.execute(text, written)
             continue
-        rows = sent[bound[text]]
+        rows = values[rows_name]
         assert isinstance(rows, list)
-        start, count = 0, BOUND_ROWS
+        others = [values[name] for name in names]
+        start, most = 0, BOUND_ROWS
         while start < len(rows):
-            while count > len(rows) - start:
-                count //= 2  # so that there are few statements to prepare, whatever the number of rows
-            part = rows[start : start + count]
-            cursor.execute(_with_rows(text, count, len(part[0])), list(chain.from_iterable(part)))
-            start += count
+            while most > len(rows) - start:
+                most //= 2  # so that there are few statements to prepare, whatever the number of rows
+            part = rows[start : start + most]
+            cursor.execute(_with_rows(text, most, len(part[0])), [*others, *chain.from_iterable(part)])
+            start += most
 
 
 @cache
-def _bound(statement: str) -> str | None:
-    """The name of the rows that a statement has bound."""
-    found = _BOUND.search(statement)
-    return found[1] if found else None
+def _parameters(statement: str) -> tuple[str | None, tuple[str, ...]]:
+    """The name of the rows that a statement has bound, and the names of its other parameters."""
+    bound = _BOUND.search(statement)
+    rows = bound[1] if bound else None
+    return rows, tuple(name for name in dict.fromkeys(_PARAMETER.findall(statement)) if name != rows)
 
 
 @cache
 def _with_rows(statement: str, rows: int, columns: int) -> str:
-    """A statement with places for so many rows; one object each time, by which `sqlite3` finds it prepared."""
-    row = f"({', '.join('?' * columns)})"
-    return _BOUND.sub(f"VALUES {', '.join([row] * rows)}", statement)
+    """A statement with numbered places, for its other parameters and then for so many rows; one object each time, by which `sqlite3` finds it prepared."""
+    _, names = _parameters(statement)
+    places = (f"?{number}" for number in count(len(names) + 1))
+    written = ", ".join(f"({', '.join(islice(places, columns))})" for _ in range(rows))
+    numbers = {name: f"?{number}" for number, name in enumerate(names, 1)}
+    return _PARAMETER.sub(lambda found: numbers[found[1]], _BOUND.sub(f"VALUES {written}", statement))
 
 
 def _may_write(path: Path) -> bool:
