@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain, count, islice
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -207,9 +207,9 @@ def run_statements(cursor: sqlite3.Cursor, texts: Sequence[str], values: Mapping
     """
     written: dict[str, object] = {}  # as JSON, once for all statements
     for text in texts:
-        rows_name, names = _parameters(text)
+        before, rows_name, after = _parameters(text)
         if rows_name is None:
-            for name in names:
+            for name in before:
                 if name not in written:
                     value = values[name]
                     written[name] = as_json(value) if isinstance(value, list) else value
@@ -217,32 +217,38 @@ def run_statements(cursor: sqlite3.Cursor, texts: Sequence[str], values: Mapping
             continue
         rows = values[rows_name]
         assert isinstance(rows, list)
-        others = [values[name] for name in names]
+        first, last = [values[name] for name in before], [values[name] for name in after]
         start, most = 0, BOUND_ROWS
         while start < len(rows):
             while most > len(rows) - start:
                 most //= 2  # so that there are few statements to prepare, whatever the number of rows
             part = rows[start : start + most]
-            cursor.execute(_with_rows(text, most, len(part[0])), [*others, *chain.from_iterable(part)])
+            cursor.execute(_with_rows(text, most, len(part[0])), [*first, *chain.from_iterable(part), *last])
             start += most
 
 
 @cache
-def _parameters(statement: str) -> tuple[str | None, tuple[str, ...]]:
-    """The name of the rows that a statement has bound, and the names of its other parameters."""
+def _parameters(statement: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+    """The parameters that a statement names before its bound rows, the name of these, and what else it names after them."""
     bound = _BOUND.search(statement)
-    rows = bound[1] if bound else None
-    return rows, tuple(name for name in dict.fromkeys(_PARAMETER.findall(statement)) if name != rows)
+    head, tail = (statement[: bound.start()], statement[bound.end() :]) if bound else (statement, "")
+    before, after = (dict.fromkeys(_PARAMETER.findall(part)) for part in (head, tail))
+    return (*before,), bound and bound[1], tuple(name for name in after if name not in before)
 
 
 @cache
 def _with_rows(statement: str, rows: int, columns: int) -> str:
-    """A statement with numbered places, for its other parameters and then for so many rows; one object each time, by which `sqlite3` finds it prepared."""
-    _, names = _parameters(statement)
-    places = (f"?{number}" for number in count(len(names) + 1))
-    written = ", ".join(f"({', '.join(islice(places, columns))})" for _ in range(rows))
-    numbers = {name: f"?{number}" for number, name in enumerate(names, 1)}
-    return _PARAMETER.sub(lambda found: numbers[found[1]], _BOUND.sub(f"VALUES {written}", statement))
+    """A statement with places for so many rows; one object each time, by which `sqlite3` finds it prepared.
+
+    The other parameters are numbered around them. Rows are not: each number would be a name, which `sqlite3` looks up
+    among all names before it binds a value.
+    """
+    before, _, after = _parameters(statement)
+    in_order = chain(before, repeat("", rows * columns), after)
+    numbers = {name: number for number, name in enumerate(in_order, 1)}
+    row = f"({', '.join('?' * columns)})"
+    filled = _BOUND.sub(f"VALUES {', '.join([row] * rows)}", statement)
+    return _PARAMETER.sub(lambda found: f"?{numbers[found[1]]}", filled)
 
 
 def _may_write(path: Path) -> bool:
