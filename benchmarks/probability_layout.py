@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe
+from vehclass.stores.sqlite import run_statements
 
 LABELS, BATCH = 25, 256
 QUERY = "SELECT count(*) FROM {} WHERE label = 'label 6' AND probability > 0.3"
 INSERT = (
-    "INSERT INTO probability (label_seq, image_seq, probability) SELECT p.key, j.value ->> 0, p.value"
-    " FROM json_each(?) AS j CROSS JOIN json_each(j.value, '$[1]') AS p"
-    " WHERE true ON CONFLICT DO UPDATE SET probability = excluded.probability"
+    "INSERT INTO probability (label_seq, image_seq, probability) VALUES :rows"
+    " ON CONFLICT DO UPDATE SET probability = excluded.probability"
 )
 NAMES = "CREATE TABLE label (label_seq INTEGER PRIMARY KEY, label TEXT); CREATE VIEW found AS SELECT * FROM label JOIN probability USING (label_seq);"
 LAYOUTS = {
@@ -38,7 +38,7 @@ LAYOUTS = {
     "one JSON object an image, and a view": (
         "CREATE TABLE prediction (image_seq INTEGER PRIMARY KEY, probabilities TEXT);"
         " CREATE VIEW found AS SELECT image_seq, e.key AS label, e.value AS probability FROM prediction, json_each(probabilities) AS e;",
-        "INSERT INTO prediction SELECT value ->> 0, value ->> 1 FROM json_each(?)",
+        "INSERT INTO prediction VALUES :rows",
         QUERY.format("found"),
     ),
 }
@@ -56,16 +56,20 @@ def measure(layout: str, images: int, path: Path) -> str:
         store.executemany("INSERT INTO label VALUES (?, ?)", [(n, f"label {n}") for n in range(LABELS)])
     spent = 0.0
     for start in range(0, images, BATCH):
-        rows = []
+        rows: list[tuple[object, ...]] = []
         for image in range(start, min(images, start + BATCH)):
             weights = [rng.random() ** 12 for _ in range(LABELS)]
             total = sum(weights)
             shares = [weight / total for weight in weights]
-            named = {f"label {n}": share for n, share in enumerate(shares)}
-            rows.append((image, json.dumps(named) if "JSON" in layout else shares))
+            if "JSON" in layout:
+                rows.append((image, json.dumps({f"label {n}": share for n, share in enumerate(shares)})))
+            else:
+                rows += [(n, image, share) for n, share in enumerate(shares)]
+        if "clustered" in layout:
+            rows.sort()  # each is written beside the last
         began = time.perf_counter()
         store.execute("BEGIN IMMEDIATE")
-        store.execute(insert, (json.dumps(rows),))
+        run_statements(store.cursor(), [insert], {"rows": rows})
         store.execute("COMMIT")
         spent += time.perf_counter() - began
     began = time.perf_counter()
