@@ -8,14 +8,16 @@ do. All three are measured within the run that they belong to, which stands stil
 more or less from one moment to the next would otherwise be what is measured. Ray Data takes part where it is installed (`pip install "ray[data]"`). Photos are read
 once before each run, so that none depends on what the system still has in memory of them.
 
-`--quick` leaves the others out and compares with benchmarks/figures.json: it fails when the CPU that an image takes,
-as a multiple of the floor, has grown by more than 15 %. A whole run writes that file.
+A table is printed and put into its place in docs/performance.md, with the command and the machine. `--quick` leaves the
+others out, writes nothing and compares with benchmarks/figures.json: it fails when the CPU that an image takes, as a
+multiple of the floor, has grown by more than 15 %. A whole run writes that file.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from benchmarks.processes import Took, run
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = Path(__file__).with_name("figures.json")
+PAGE = ROOT / "docs/performance.md"
 CORES = os.cpu_count() or 1
 NETWORKS = ("mobilenet_v3_small", "efficientnet_v2_b0")
 PRECISIONS = ("f32", "bf16", "int8")
@@ -251,34 +254,48 @@ def median(speeds: Sequence[Speed]) -> Speed:
     return Speed(*(statistics.median(getattr(one, name) for one in speeds) for name in names))
 
 
-def table(title: str, speeds: dict[str, Speed], beside: dict[str, list[Beside]]) -> dict[str, float]:
-    """Prints a table; gives the CPU of ours as multiples of the floor, by precision."""
+def over_floor(beside: dict[str, list[Beside]]) -> dict[str, float]:
+    """The CPU of ours as multiples of the floor, by precision."""
+    return {name: statistics.median(run.of_floor for run in runs) for name, runs in beside.items()}
+
+
+def table(speeds: dict[str, Speed], beside: dict[str, list[Beside]]) -> list[str]:
+    """The lines of a table, and of one of ours alone."""
     best = max((name for name in speeds if name in PRECISIONS), key=lambda name: speeds[name].rate)
-    print(f"\n### {title}\n")
-    print(
-        "| | images/s | of the limit | vehclass is faster by | CPU, ms an image | of the floor | cores busy | start, s | peak memory, MB |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    over = {}
+    over = over_floor(beside)
+    lines = [
+        "| | images/s | of the limit | vehclass is faster by | CPU, ms an image | of the floor | cores busy | start, s | peak memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for name, one in speeds.items():
         limit = floor = ratio = ""
         if name in PRECISIONS:
-            over[name] = statistics.median(run.of_floor for run in beside[name])
-            limit, floor = f"{statistics.median(run.of_limit for run in beside[name]):.2f}", f"{over[name]:.2f}"
+            limit, floor = f" {statistics.median(run.of_limit for run in beside[name]):.2f}", f" {over[name]:.2f}"
         else:
-            ratio = f"{speeds[best].rate / one.rate:.1f} ({speeds['f32'].rate / one.rate:.1f} in f32)"
-        print(
-            f"| {f'vehclass, {name}' if name in PRECISIONS else PEERS[name]} | {one.rate:,.0f} | {limit} | {ratio} | "
-            f"{one.cpu_ms:.2f} | {floor} | {one.busy:.0%} | {one.start:.1f} | {one.peak_mb:,.0f} |",
-            flush=True,
+            ratio = f" {speeds[best].rate / one.rate:.1f} ({speeds['f32'].rate / one.rate:.1f} in f32)"
+        lines.append(
+            f"| {f'vehclass, {name}' if name in PRECISIONS else PEERS[name]} | {one.rate:,.0f} |{limit} |{ratio} | "
+            f"{one.cpu_ms:.2f} |{floor} | {one.busy:.0%} | {one.start:.1f} | {one.peak_mb:,.0f} |"
         )
-    print("\n| alone on all cores, images/s (CPU, ms an image) | decode | forward | by turns | vehclass has of that |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    lines += [
+        "",
+        "| alone on all cores, images/s (CPU, ms an image) | decode | forward | by turns | vehclass has of that |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for name, runs in beside.items():
         parts = [median([getattr(run, part) for run in runs]) for part in ("decode", "forward", "turns")]
         cells = " | ".join(f"{one.rate:,.0f} ({one.cpu_ms:.2f})" for one in parts)
-        print(f"| {name} | {cells} | {statistics.median(run.of_turns for run in runs):.2f} |", flush=True)
-    return over
+        lines.append(f"| {name} | {cells} | {statistics.median(run.of_turns for run in runs):.2f} |")
+    return lines
+
+
+def record(title: str, lines: Sequence[str], page: Path = PAGE) -> None:
+    """Puts what was measured into the place that a page has for it."""
+    head, begin, rest = page.read_text().partition(f"<!-- measured: {title} -->\n")
+    _, end, tail = rest.partition("<!-- end -->\n")
+    if not end:
+        raise SystemExit(f"{page} has no place for {title}.")
+    page.write_text("".join([head, begin, *(f"{line}\n" for line in lines), end, tail]))
 
 
 def prepare(work: Path, of: Photos, backbone: str) -> Bench:
@@ -299,24 +316,30 @@ def prepare(work: Path, of: Photos, backbone: str) -> Bench:
 
 
 def whole(work: Path, times: int, sets: Sequence[Photos], networks: Sequence[str]) -> None:
-    """Every contender on every set with every network; what was measured replaces its like in figures.json."""
+    """Every contender on every set with every network; what was measured replaces its like on the page and in figures.json."""
     there = [name for name in PEERS if name != "ray_data" or importlib.util.find_spec("ray") is not None]
     contenders = {name: ours(name) for name in PRECISIONS}
     contenders |= {name: ["-m", "benchmarks.contenders", name, "PHOTOS", "MODEL", "STORE", "COUNT"] for name in there}
-    figures = {}
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     for of in sets:
         for backbone in networks:
             title = f"{backbone}, {of.name}"
-            figures[title] = table(title, *measure(prepare(work, of, backbone), contenders, times))
-    rounded = {title: {name: round(share, 3) for name, share in over.items()} for title, over in figures.items()}
-    FIGURES.write_text(json.dumps(json.loads(FIGURES.read_text()) | rounded, indent=2) + "\n")
+            speeds, beside = measure(prepare(work, of, backbone), contenders, times)
+            how = f"`{command}`, medians of {times} rounds of {of.few} and {of.many:,} photos, on {describe()}:"
+            lines = [how, "", *table(speeds, beside)]
+            print(f"\n### {title}", *lines, sep="\n", flush=True)
+            record(title, lines)
+            figures = {title: {name: round(share, 3) for name, share in over_floor(beside).items()}}
+            FIGURES.write_text(json.dumps(json.loads(FIGURES.read_text()) | figures, indent=2) + "\n")
 
 
 def quick(work: Path) -> int:
     """Ours alone against the committed figures; 1 when an image costs too much more than it did."""
     bench = prepare(work, QUICK, NETWORKS[0])
     title = f"{NETWORKS[0]}, {QUICK.name}"
-    over = table(title, *measure(bench, {name: ours(name) for name in PRECISIONS[:2]}, 3))
+    speeds, beside = measure(bench, {name: ours(name) for name in PRECISIONS[:2]}, 3)
+    print(f"\n### {title}", "", *table(speeds, beside), sep="\n")
+    over = over_floor(beside)
     before = json.loads(FIGURES.read_text())[title]
     grown = [name for name, share in over.items() if share > MOST_GROWTH * before[name]]
     for name in grown:

@@ -3,7 +3,7 @@
 import os
 import platform
 import sqlite3
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 
@@ -18,7 +18,8 @@ def describe() -> str:
         platform.processor(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "pillow", "numpy"))
+    names = ("openvino", "pillow", "numpy", "tensorflow", "keras", "ray")
+    packages = ", ".join(f"{name} {version(name)}" for name in names if any(distributions(name=name)))
     return (
         f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; Python {platform.python_version()}, "
         f"SQLite {sqlite3.sqlite_version}, {packages}"
