@@ -1,10 +1,12 @@
 """The main job from outside: the command as a process, on folders and on Azurite."""
 
+import ctypes
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -408,3 +410,26 @@ class TestTroubleWithTheStore:
         first.communicate("go on\n", timeout=60)
         assert first.returncode == 3
         assert "Nothing is new" in batch(vehclass, uploads).out
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library keeps memory as it likes")
+def test_memory_that_photos_leave_is_kept_for_the_next() -> None:
+    program = """
+import resource, threading
+from vehclass.cli.classify_batch import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    photos = [bytearray(b"x" * 3_000_000) for _ in range(8)]
+    del photos
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+counted = []
+reader = threading.Thread(target=lambda: counted.extend(faults() for _ in range(6)))
+reader.start()
+reader.join()
+print(*counted)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, *later = map(int, done.stdout.split())
+    assert first > 8 * 3_000_000 / 4096 / 2  # else this counts nothing
+    assert max(later) < first / 10
