@@ -291,11 +291,11 @@ def table(speeds: dict[str, Speed], beside: dict[str, list[Beside]]) -> list[str
 
 def record(title: str, lines: Sequence[str], page: Path = PAGE) -> None:
     """Puts what was measured into the place that a page has for it."""
-    head, begin, rest = page.read_text().partition(f"<!-- measured: {title} -->\n")
+    head, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- measured: {title} -->\n")
     _, end, tail = rest.partition("<!-- end -->\n")
     if not end:
         raise SystemExit(f"{page} has no place for {title}.")
-    page.write_text("".join([head, begin, *(f"{line}\n" for line in lines), end, tail]))
+    page.write_text("".join([head, begin, *(f"{line}\n" for line in lines), end, tail]), encoding="utf-8")
 
 
 def prepare(work: Path, of: Photos, backbone: str) -> Bench:

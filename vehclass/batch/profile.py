@@ -65,7 +65,7 @@ class Profile:
         self._lock = threading.Lock()
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
-    def stage(self, name: str) -> "_Clocked":
+    def stage(self, name: str) -> _Clocked:
         """Adds what the block takes to a stage."""
         return _Clocked(self.stages[name], self._lock)
 
