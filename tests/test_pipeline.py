@@ -252,6 +252,36 @@ def test_memory_does_not_grow_with_a_listing_of_nothing_new(store: Store) -> Non
     assert peaks[1] < 1.5 * peaks[0]
 
 
+@pytest.mark.parametrize("page", [100, 5_000])
+def test_a_listing_runs_ahead_by_some_thousand_names(store: Store, page: int) -> None:
+    """As many as hide the wait for the next page, however long the listing is and however large its pages are."""
+    listed = 0
+
+    class Counted(Names):
+        def pages(self, prefix: str) -> Iterator[list[ImageRef]]:
+            nonlocal listed
+            for names in super().pages(prefix):
+                listed += len(names)
+                yield names
+
+    def waits(data: bytes, size: tuple[int, int]) -> tuple[Pixels, ImageFacts]:
+        if not watch.stop.is_set():
+            until = time.monotonic() + 30
+            while listed < pipeline.NAMES_AHEAD and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.3)  # time enough for many pages more
+            watch.stop.set()
+            ahead.append(listed)
+        return decode(data, size)
+
+    ahead: list[int] = []
+    watch = Watch()
+    with pytest.raises(Interrupted):
+        tell(Counted(100_000, page), store, watch=watch, decode=waits)
+    # Beside what waits: a thousand that are taken, a thousand that no longer find room, the rest of their page, and what is read ahead.
+    assert pipeline.NAMES_AHEAD <= max(ahead) <= pipeline.NAMES_AHEAD + page + 3_000
+
+
 class Heavy(Names):
     """Photos of so many bytes each, and how many were held at most, from being read to being decoded."""
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import traceback
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from azure.core.exceptions import HttpResponseError, ServiceRequestError, Servic
 from tests.conftest import free_port
 from vehclass.azure_storage import containers, wire
 from vehclass.azure_storage.containers import open_url
-from vehclass.azure_storage.get import get
+from vehclass.azure_storage.get import get, list_page
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.azure_storage.wire import Answer, BrokenOff
 from vehclass.errors import UsageError
@@ -68,6 +69,45 @@ class Server:
 
 def whole(connection: socket.socket, lines: list[str]) -> None:
     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "1"\r\n\r\n%s' % (len(BODY), BODY))
+
+
+def page(blobs: int) -> bytes:
+    """A page of a listing as the service writes it."""
+    facts = {
+        "Creation-Time": "Tue, 10 Nov 2026 10:00:00 GMT",
+        "Last-Modified": "Tue, 10 Nov 2026 10:00:00 GMT",
+        "Etag": "0x8DD0000000000",
+        "Content-Length": "100000",
+        "Content-Type": "image/jpeg",
+        "Content-Encoding": "",
+        "Content-MD5": "1B2M2Y8AsgTpgAmY7PhCfg==",
+        "BlobType": "BlockBlob",
+        "AccessTier": "Hot",
+        "LeaseState": "available",
+    }
+    properties = "".join(f"<{name}>{value}</{name}>" for name, value in facts.items())
+    listed = "".join(
+        f"<Blob><Name>{n:08d}.jpg</Name><Properties>{properties}</Properties></Blob>" for n in range(blobs)
+    )
+    return f"<EnumerationResults><Blobs>{listed}</Blobs><NextMarker>more</NextMarker></EnumerationResults>".encode()
+
+
+def test_a_page_of_a_listing_takes_little_more_memory_than_its_bytes() -> None:
+    """Its XML as a tree would take six times as much, beside the photos of a night."""
+    body = page(5_000)
+
+    def answer(connection: socket.socket, lines: list[str]) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with Server(answer).running() as server:
+        line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
+        list_page(line, "", "", 5_000)  # what is loaded once
+        tracemalloc.start()
+        found, following = list_page(line, "", "", 5_000)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (len(found), found[-1].name, found[-1].size, following) == (5_000, "00004999.jpg", 100_000, "more")
+    assert peak < 3 * len(body), (peak, len(body))
 
 
 def ask(url: str, most: int = 10**6) -> Answer:

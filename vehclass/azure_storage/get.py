@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
+from io import BytesIO
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -73,11 +74,15 @@ def list_page(line: Line, prefix: str, marker: str, most: int, **patience: float
     asked |= {"marker": marker} if marker else {}
     body = get(line, "", asked, {}, MOST_OF_A_PAGE, **patience).content
     try:
-        answer = _xml(body)
+        found = []
+        for _, answer in ElementTree.iterparse(BytesIO(body)):  # noqa: S314  (as `_xml`); the last to end is the whole
+            if answer.tag == "Blob":
+                found.append(_listed(answer))
+                answer.clear()  # a page's tree would be some 20 MB
         following = answer.find("NextMarker")
         if answer.tag != "EnumerationResults" or following is None:  # a page of something on the way
             raise ValueError("it is no list of blobs")
-        return [_listed(blob) for blob in answer.iterfind("Blobs/Blob")], following.text or ""
+        return found, following.text or ""
     except (ElementTree.ParseError, KeyError, ValueError, LookupError) as error:
         raise IncompleteReadError(f"The listing came damaged: {error}") from error
 

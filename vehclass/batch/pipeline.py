@@ -22,7 +22,7 @@ from vehclass.batch.reading import TOGETHER, Reader
 from vehclass.errors import LeaseLost, TooManyFailures
 from vehclass.records import ImageRef, ModelInfo, Outcome, RunTicket, now
 
-PAGES_AHEAD: Final = 4  # how far the listing may run ahead of the classifying, in pages
+NAMES_AHEAD: Final = 4_000  # how far the listing may run ahead of the classifying, and a page more
 LISTINGS: Final = 8  # prefixes that are listed side by side
 READ_AHEAD: Final = 2 * TOGETHER  # of encoded photos that wait for a lane, beside those that each reader has in hand
 PART_BYTES: Final = 8 * 2**20  # of encoded photos that a lane takes at a time, or a single photo
@@ -191,15 +191,17 @@ def new_images(job: Job, hands: Hands, listing: Listing, watch: Watch) -> Iterat
         lambda prefixes: (new for prefix in prefixes for new in new_pages(prefix, job, hands, listing, watch)),
         job.prefixes,
         min(LISTINGS, len(job.prefixes)),
-        PAGES_AHEAD,
+        NAMES_AHEAD,
         "list",
+        weigh=len,
     ):
-        taken = page[: len(page) if job.limit is None else job.limit - images]
-        images += len(taken)
-        progress.count_new(taken)
-        progress.count_left(todo.ref for todo in page[len(taken) :])
+        if job.limit is not None:
+            progress.count_left(todo.ref for todo in page[job.limit - images :])
+            del page[job.limit - images :]
+        images += len(page)
+        progress.count_new(page)
         watch.tell(progress)
-        for todo in taken:
+        for todo in emptied([page]):
             if watch.stop.is_set():
                 return
             yield todo
