@@ -24,7 +24,7 @@ LONGEST: Final = 2 * STRETCH  # names that may be held at a time
 DIGEST_BYTES: Final = 12  # the stretches of 50 million names: two are alike by chance once in 10^20 listings
 MOST_AGAIN: Final = 8_000  # images to try again that a mark may name; with more of them, no mark is left
 MOST_STRETCHES: Final = 40_000  # of some 300 million names; with more of them, none either: a mark is below a megabyte
-MOST_ASKED: Final = 1_000  # names that the store is asked about at once: a megabyte with all that is made of them
+MOST_ASKED: Final = 5_000  # names that the store is asked about at once
 FORMAT: Final = 1
 
 
@@ -89,7 +89,7 @@ class Listing:
         for page in pages:
             for ref in page:
                 self._remember(after.add(ref, _line(ref)))
-            yield from _portions(page)
+            yield list(page)
         self._remember(after.end())
 
     def _changed(self, pages: Iterable[Sequence[ImageRef]], before: Mark) -> Iterator[list[ImageRef]]:
@@ -122,7 +122,8 @@ class Listing:
                 portion = min(2 * portion, MOST_ASKED)
         self._remember(after.end())
         end_stretch(old.end())
-        yield from _portions(asked)
+        for start in range(0, len(asked), MOST_ASKED):
+            yield asked[start : start + MOST_ASKED]
 
     def _remember(self, fingerprint: bytes | None) -> None:
         if fingerprint is not None:
@@ -163,11 +164,6 @@ class _Cut:
         fingerprint = self._digest.digest()
         self._names, self._digest = 0, blake2b(digest_size=DIGEST_BYTES)
         return fingerprint
-
-
-def _portions(refs: Sequence[ImageRef]) -> Iterator[list[ImageRef]]:
-    for start in range(0, len(refs), MOST_ASKED):
-        yield list(refs[start : start + MOST_ASKED])
 
 
 def _line(ref: ImageRef) -> bytes:

@@ -11,7 +11,7 @@ from vehclass.errors import ReadError, SourceNotFound
 from vehclass.records import ImageRef, LeaseClaim, image_id
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
-PAGE: Final = 1_000  # names
+PAGE: Final = 1_000  # names: fewer than Azure lists at a time, since the next come at once and memory holds a few pages
 # Opened without waiting: a named pipe would otherwise hold the reader for ever.
 _TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0)
 
