@@ -185,6 +185,33 @@ def test_a_service_that_falls_silent_is_noticed_within_15_seconds_by_all_readers
     assert time.monotonic() - began < 15
 
 
+def test_a_service_that_falls_silent_among_its_answers_is_noticed_within_15_seconds(
+    source: Any, proxy: FaultProxy
+) -> None:
+    """Those that wait then have seen others answered, some of them for long."""
+    refs = next(source.pages(""))
+    began = time.monotonic()
+    proxy.rule = lambda method, path: Fault(silent=True) if time.monotonic() - began > 1 else Fault(delay=0.1)
+    with pytest.raises(ServiceUnreachable):
+        list(in_lanes(source.read, refs * 20, source.concurrency, 4, "read"))
+    assert time.monotonic() - began < 1 + 15
+
+
+def test_a_service_that_answers_others_is_not_away(source: Any, proxy: FaultProxy) -> None:
+    """One with more to do than it can leaves some requests waiting, perhaps the one that asks how it is, too."""
+    first = once_each()
+    late = [f"{number:02d}.jpg" for number in (3, 17, 39)]
+    proxy.rule = lambda method, path: (
+        Fault(silent=True)
+        if "maxresults=1&" in f"{path}&" or any(name in path and first(name) for name in late)
+        else Fault(delay=3)
+        if is_read(method, path)
+        else None
+    )
+    assert whole(read_all(source))
+    assert source._room.size < 0.7 * source.concurrency  # and gets fewer requests at a time
+
+
 def test_a_redirect_is_not_followed(source: Any, proxy: FaultProxy) -> None:
     refs = next(source.pages(""))
     proxy.rule = lambda method, path: (

@@ -95,7 +95,7 @@ class Settings:
     read_concurrency: int = _setting(
         64,
         "VEHCLASS_READ_CONCURRENCY",
-        "blobs read at a time, at most: as many as classifying has to wait for",
+        "blobs read at a time, at most: as many as classifying has to wait for and the service can answer",
         least=1,
         most=256,
     )

@@ -1,8 +1,8 @@
 """Repeats a request to Azure where that may help: how often, how long, and how soon to give up.
 
 The SDK's own retries are off: with its defaults a dead server is noticed after 82 s. These give up on a
-server that does not answer within 15 s, wait as long as a busy one asks for, and never repeat what cannot
-succeed.
+server that does not answer within 15 s, wait as long as a busy one asks for, or for one that answers others
+meanwhile, and never repeat what cannot succeed.
 """
 
 import random
@@ -13,10 +13,12 @@ from typing import Final, TypeVar
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, IncompleteReadError
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
+from vehclass.azure_storage.wire import Overtaken
+
 T = TypeVar("T")
 
 SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try begins
-BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later
+BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later, or answers others
 LEAST_OF_BODIES: Final = 2  # tries of an answer that began to arrive
 LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -51,7 +53,8 @@ def _enough(state: RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, IncompleteReadError) and state.attempt_number < LEAST_OF_BODIES:
         return False  # a large one may take longer than the budget before its line breaks
-    budget = SILENCE_BUDGET if status_of(error) is None else BUSY_BUDGET
+    silent = status_of(error) is None and not isinstance(error, Overtaken)
+    budget = SILENCE_BUDGET if silent else BUSY_BUDGET
     elapsed = time.monotonic() - state.start_time
     return elapsed + (_hint(error) or 0.0) > budget or state.attempt_number >= 8
 

@@ -36,6 +36,17 @@ class BrokenOff(IncompleteReadError):
     """An answer that began and did not come to its end."""
 
 
+class Overtaken(ServiceResponseError):
+    """Nothing came for too long while other requests were answered: a service, or a way to it, with more to do than it can."""
+
+
+@dataclass(slots=True)
+class _Pulse:
+    """When a byte last came from a service, whatever it belonged to, by the monotonic clock."""
+
+    at: float = -math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a service answered; the names are those that the SDK's policies and errors ask for."""
@@ -54,13 +65,19 @@ class Answer:
 class _Arriving:
     """One answer as it arrives: what came of it, and whether it is still worth waiting for."""
 
-    def __init__(self, most: int, silence: float) -> None:
+    def __init__(self, most: int, silence: float, pulse: _Pulse) -> None:
         self.lines: list[bytes] = []  # of the headers, those of a proxy and trailers among them
         self.parts: list[bytes] = []  # of the body
         self.given_up = ""  # why, if it was
-        self._most, self._silence = most, silence
+        self.fell_silent = False
+        self._most, self._silence, self._pulse = most, silence, pulse
         self._began = self._heard = time.monotonic()
         self._count = 0
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether others still got something in the later half of this silence: the service itself did not fall silent."""
+        return self._pulse.at - self._heard > self._silence / 2
 
     def watch(self, _length: int, count: int, *_: int) -> bool:
         """Told by curl, about once a second and more often, how much of the body is here; True ends it.
@@ -69,10 +86,11 @@ class _Arriving:
         """
         now = time.monotonic()
         if count != self._count:
-            self._count, self._heard = count, now
+            self._count, self._heard, self._pulse.at = count, now, now
         if count > self._most:
             self.given_up = TOO_LARGE
         elif count and now - self._heard > self._silence:
+            self.fell_silent = True
             self.given_up = f"it timed out: after {count} bytes nothing came for {self._silence:g} seconds"
         elif now - self._began > LEAST_SECONDS + count / LEAST_SPEED:
             self.given_up = f"it timed out: {count} bytes took {now - self._began:.0f} seconds"
@@ -104,6 +122,7 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         self._options = {**_SETTLED, **_way_to(endpoint)}
         self._connections = connections
         self._idle: list[pycurl.Curl] = []  # a handle of curl's keeps its connection
+        self._pulse = _Pulse()
 
     def open(self) -> None:
         """Nothing: connections are made when they are needed."""
@@ -128,13 +147,13 @@ class Wire(HttpTransport[HttpRequest, Answer]):
         """The answer to a GET, with a body of `most` bytes at most; redirects are not followed.
 
         Raises ServiceRequestError for a server that cannot be reached, ServiceResponseError for one that does not
-        answer in time, BrokenOff for an answer that does not end, or not within bounds, and ValueError for what no request
-        can say.
+        answer in time, Overtaken where it answers others meanwhile, BrokenOff for an answer that does not end, or not
+        within bounds, and ValueError for what no request can say.
         """
         lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers.items()]
         if not all(line.isascii() and line.isprintable() for line in (request.url, *lines)):
             raise ValueError("a request's address or header has characters that cannot be sent")
-        arriving = _Arriving(most, read_timeout)
+        arriving = _Arriving(most, read_timeout, self._pulse)
         curl = self._taken()
         try:
             curl.setopt(pycurl.URL, request.url)
@@ -146,6 +165,7 @@ class Wire(HttpTransport[HttpRequest, Answer]):
             curl.setopt(pycurl.WRITEFUNCTION, arriving.parts.append)
             curl.setopt(pycurl.XFERINFOFUNCTION, arriving.watch)
             curl.perform()
+            self._pulse.at = time.monotonic()
             return _answer(request, curl.getinfo(pycurl.RESPONSE_CODE), arriving)
         except pycurl.error as error:
             raise _told(error, curl, arriving) from error
@@ -250,12 +270,15 @@ def _told(error: pycurl.error, curl: pycurl.Curl, arriving: _Arriving) -> Except
     if code in (pycurl.E_OUT_OF_MEMORY, pycurl.E_WRITE_ERROR):
         return MemoryError(said)
     if code == pycurl.E_OPERATION_TIMEDOUT:
+        arriving.fell_silent = True
         said = f"it timed out: {said}"
     elif code == pycurl.E_FILESIZE_EXCEEDED:
         said = TOO_LARGE
     elif code == pycurl.E_COULDNT_CONNECT and (number := curl.getinfo(pycurl.OS_ERRNO)):
         said = f"{said} ({os.strerror(number)})"
     said = arriving.given_up or said
+    if arriving.fell_silent and arriving.overtaken:
+        return Overtaken(f"Others were answered meanwhile: {said}", error=error)
     if code in _UNREACHED:
         return ServiceRequestError(f"There is no way to the server: {said}", error=error)
     # A tunnel's code is not the answer's, and 100 is not its last.

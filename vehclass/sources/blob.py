@@ -15,6 +15,8 @@ from vehclass.azure_storage.containers import Container
 from vehclass.azure_storage.get import get, list_page
 from vehclass.azure_storage.options import BlobOptions
 from vehclass.azure_storage.patience import code_of, patiently, status_of
+from vehclass.azure_storage.room import Room
+from vehclass.azure_storage.wire import Overtaken
 from vehclass.errors import ReadError, VehclassError
 from vehclass.records import ImageRef, LeaseClaim, image_id
 
@@ -31,6 +33,7 @@ class BlobSource:
         self._client, self._line = container.client, container.line
         self.prefix = container.prefix
         self.concurrency = options.concurrency
+        self._room = Room(options.concurrency)
         self._leases = options.lease
         self.url = container.url
         self._look_turn = threading.Lock()
@@ -78,7 +81,7 @@ class BlobSource:
             if problem is not None:  # not this blob is to blame
                 raise problem from error
             if status_of(error) is None:
-                raise ReadError("timeout", "It stopped arriving half-way, more than once.") from error
+                raise ReadError("timeout", "It did not arrive to its end, more than once.") from error
             if status_of(error) == 403:
                 raise ReadError("forbidden", f"The service does not let this identity read it ({code}).") from error
             raise ReadError("unreadable", f"The service would not give it ({code}).") from error
@@ -90,7 +93,8 @@ class BlobSource:
             return True
 
     def _download(self, ref: ImageRef) -> bytes:
-        answer = get(self._line, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
+        with self._room.place():
+            answer = get(self._line, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
         data = answer.content
         if len(data) != ref.size:
             raise _Damaged(f"{len(data)} of {ref.size} bytes")
@@ -109,6 +113,8 @@ class BlobSource:
                 problem: VehclassError | None = None
                 try:
                     list_page(self._line, "", "", 1, connection_timeout=4, read_timeout=2)
+                except Overtaken:  # busy, not away
+                    pass
                 except AzureError as error:
                     problem = self._container.explained(error)
                 self._look = (time.monotonic(), problem)
