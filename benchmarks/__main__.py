@@ -98,7 +98,7 @@ class Bench:
     def speed(self, words: Sequence[str], again: int = 1, between: Callable[[], None] | None = None) -> Speed:
         """One contender: a short run and a long one, of which the difference counts; `between` is called while the long one stands still."""
         few, many = self.of.few, self.of.many * again
-        short, long = self._once(words, few), self._once(words, many, between=between)
+        short, long = self.once(words, few), self.once(words, many, between=between)
         more = many - few
         rate = more / (long.seconds - short.seconds)
         cpu_ms = 1000 * (long.cpu_seconds - short.cpu_seconds) / more
@@ -106,14 +106,28 @@ class Bench:
 
     def peak(self, words: Sequence[str]) -> float:
         """The most memory that a contender holds on many photos, MB; a run of its own, since watching slows it."""
-        return self._once(words, self.of.many, watched=True).peak_mb
+        return self.once(words, self.of.many, watched=True).peak_mb
 
-    def _once(
+    def folder(self, count: int) -> Path:
+        """So many photos, the first by name or all under several names, as links in a folder of their own."""
+        if count == self.of.many:
+            return self.photos
+        some = self.photos.with_name(f"{self.photos.name} {count}")
+        if not some.exists():
+            some.mkdir()
+            files = sorted(self.photos.glob("*.jpg"))
+            for number in range(count):
+                file = files[number % len(files)]
+                (some / f"{number // len(files)}-{file.name}").hardlink_to(file)
+        return some
+
+    def once(
         self, words: Sequence[str], count: int, *, watched: bool = False, between: Callable[[], None] | None = None
     ) -> Took:
+        """One contender on so many photos, all of which it has to classify, with a store of its own."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            photos = self._folder(count)
+            photos = self.folder(count)
             chosen = {
                 "PHOTOS": photos,
                 "MODEL": self.model,
@@ -129,19 +143,6 @@ class Bench:
             if done != count:
                 raise SystemExit(f"{' '.join(filled)} classified {done} of {count} photos.")
             return took
-
-    def _folder(self, count: int) -> Path:
-        """So many photos, the first by name or all under several names, as links in a folder of their own."""
-        if count == self.of.many:
-            return self.photos
-        some = self.photos.with_name(f"{self.photos.name} {count}")
-        if not some.exists():
-            some.mkdir()
-            files = sorted(self.photos.glob("*.jpg"))
-            for number in range(count):
-                file = files[number % len(files)]
-                (some / f"{number // len(files)}-{file.name}").hardlink_to(file)
-        return some
 
     def beside(self, words: Sequence[str], precision: str) -> "Beside":
         """Ours, and its parts alone in the same seconds, more or less."""

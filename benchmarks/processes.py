@@ -20,11 +20,15 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Took:
-    """What a command took: wall seconds, CPU seconds, the peak of its memory in MB where it was watched, what it printed."""
+    """What a command took: wall seconds, CPU seconds, memory in MB, what it printed.
+
+    Where it was watched `peak_mb` is the most that all its processes held at once, `rss_mb` the most of its largest one.
+    """
 
     seconds: float
     cpu_seconds: float
     peak_mb: float
+    rss_mb: float
     out: str
 
 
@@ -41,13 +45,13 @@ def run(
     Each second it stands still while `between` has the machine, where that is given; its seconds leave that out. What it was
     at in that moment takes it for a long wait, such as a turn of several batches, which is computed early; that is below 1 %.
     CPU is that of every process that was seen. A run whose memory is `watched` is slower by it, by a tenth where pages
-    come and go, so times come from other runs. Memory is the sum over its processes of what each holds of its own and its
-    part of what it shares (PSS, see proc_pid_smaps(5)).
+    come and go, so times come from other runs. The memory of all is the sum over its processes of what each holds of its own
+    and its part of what it shares (PSS, see proc_pid_smaps(5)).
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
         process = subprocess.Popen(list(map(str, words)), cwd=folder, env=dict(environment), stdout=out, stderr=err)
-        peaks, spent, ended = [0.0], dict[int, float](), threading.Event()
+        peaks, largest, spent, ended = [0.0], [0.0], dict[int, float](), threading.Event()
 
         def look() -> None:
             while not ended.wait(WATCH_SECONDS if watched else COUNT_SECONDS):
@@ -55,6 +59,7 @@ def run(
                 spent.update({pid: _cpu(pid) for pid in family})
                 if watched:
                     peaks.append(sum(map(_held, family)))
+                    largest.extend(map(_high_water, family))
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -75,7 +80,7 @@ def run(
             raise SystemExit(f"{words} failed with {process.returncode}: {err.read()[-2000:]}")
         # The system counts a child with its parent only if the parent waited for it, which Ray's does not.
         cpu = max(usage.ru_utime + usage.ru_stime, sum(spent.values()))
-        return Took(seconds, cpu, max(peaks), out.read())
+        return Took(seconds, cpu, max(peaks), max(largest), out.read())
 
 
 def _in_slices(pid: int, between: Callable[[], None]) -> float:
@@ -124,12 +129,21 @@ def _family(pid: int) -> list[int]:
 
 
 def _held(pid: int) -> float:
-    """MB."""
+    """MB, with its part of what it shares."""
+    return _kib(pid, "smaps_rollup", "Pss:") / 1024
+
+
+def _high_water(pid: int) -> float:
+    """The most resident memory that it had, MB. The figure of wait4(2) would begin with that of the process that started it."""
+    return _kib(pid, "status", "VmHWM:") / 1024
+
+
+def _kib(pid: int, file: str, field: str) -> int:
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
-        return 0.0
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _cpu(pid: int) -> float:
