@@ -108,26 +108,13 @@ class Bench:
         """The most memory that a contender holds on many photos, MB; a run of its own, since watching slows it."""
         return self.once(words, self.of.many, watched=True).peak_mb
 
-    def folder(self, count: int) -> Path:
-        """So many photos, the first by name or all under several names, as links in a folder of their own."""
-        if count == self.of.many:
-            return self.photos
-        some = self.photos.with_name(f"{self.photos.name} {count}")
-        if not some.exists():
-            some.mkdir()
-            files = sorted(self.photos.glob("*.jpg"))
-            for number in range(count):
-                file = files[number % len(files)]
-                (some / f"{number // len(files)}-{file.name}").hardlink_to(file)
-        return some
-
     def once(
         self, words: Sequence[str], count: int, *, watched: bool = False, between: Callable[[], None] | None = None
     ) -> Took:
         """One contender on so many photos, all of which it has to classify, with a store of its own."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            photos = self.folder(count)
+            photos = self._folder(count)
             chosen = {
                 "PHOTOS": photos,
                 "MODEL": self.model,
@@ -143,6 +130,19 @@ class Bench:
             if done != count:
                 raise SystemExit(f"{' '.join(filled)} classified {done} of {count} photos.")
             return took
+
+    def _folder(self, count: int) -> Path:
+        """So many photos, the first by name or all under several names, as links in a folder of their own."""
+        if count == self.of.many:
+            return self.photos
+        some = self.photos.with_name(f"{self.photos.name} {count}")
+        if not some.exists():
+            some.mkdir()
+            files = sorted(self.photos.glob("*.jpg"))
+            for number in range(count):
+                file = files[number % len(files)]
+                (some / f"{number // len(files)}-{file.name}").hardlink_to(file)
+        return some
 
     def beside(self, words: Sequence[str], precision: str) -> "Beside":
         """Ours, and its parts alone in the same seconds, more or less."""
