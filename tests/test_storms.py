@@ -137,17 +137,21 @@ def kills(times: int, folder: Path, seed: int) -> int:
 
     for number in range(400):
         put(f"{number:05}.jpg")
-    # How long such a run takes on this machine, so that most are killed while they are at it.
+    # How long such a run takes on this machine, so that most are killed while they are at it: as long as the last that ended.
     began = time.monotonic()
     subprocess.run([*words[:-1], str(folder / "tried.db")], cwd=folder, env=clean_environment(), check=True)
     whole = time.monotonic() - began
     at_work = 0
     for number in range(times):
+        began = time.monotonic()
         process = subprocess.Popen(words, cwd=folder, env=clean_environment(), stderr=subprocess.DEVNULL)
-        time.sleep(whole * chance.uniform(0.3, 1.0))
-        at_work += process.poll() is None
-        process.kill()
-        process.wait()
+        try:
+            process.wait(whole * chance.uniform(0.3, 1.0))
+            whole = time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            at_work += 1
+            process.kill()
+            process.wait()
         for fresh in range(50):
             put(f"{400 + 50 * number + fresh:05}.jpg")
         for name in chance.sample(sorted(ledger.content), 300):
