@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.conftest import SAMPLE, Answer, Azurite
 from tests.faults import Fault, FaultProxy
 from vehclass.azure_storage import patience
 from vehclass.azure_storage.options import BlobOptions
+from vehclass.azure_storage.wire import Overtaken
 from vehclass.batch.flow import in_lanes
 from vehclass.errors import AccessDenied, ReadError, ServiceUnreachable, SourceNotFound
 from vehclass.sources import open_source
@@ -130,6 +132,7 @@ def test_a_listing_that_stumbles_goes_on(source: Any, proxy: FaultProxy) -> None
     first = once_each()
     proxy.rule = lambda method, path: Fault(status=503) if "comp=list" in path and first(path) else None
     assert whole(read_all(source))
+    assert source._room.size < source.concurrency / 2  # readers, too, heard that it is busy
 
 
 @pytest.mark.parametrize(
@@ -174,10 +177,12 @@ def test_a_service_that_ends_in_mid_run_blames_no_photo(
         source.read(refs[0])
 
 
+@pytest.mark.parametrize("places", [64.0, 4.0])
 def test_a_service_that_falls_silent_is_noticed_within_15_seconds_by_all_readers(
-    source: Any, proxy: FaultProxy
+    source: Any, proxy: FaultProxy, places: float
 ) -> None:
     refs = next(source.pages(""))
+    source._room.size = places
     proxy.rule = lambda method, path: Fault(silent=True)
     began = time.monotonic()
     with pytest.raises(ServiceUnreachable):
@@ -188,28 +193,81 @@ def test_a_service_that_falls_silent_is_noticed_within_15_seconds_by_all_readers
 def test_a_service_that_falls_silent_among_its_answers_is_noticed_within_15_seconds(
     source: Any, proxy: FaultProxy
 ) -> None:
-    """Those that wait then have seen others answered, some of them for long."""
+    """Some of those that wait then have seen others answered for long."""
     refs = next(source.pages(""))
     began = time.monotonic()
-    proxy.rule = lambda method, path: Fault(silent=True) if time.monotonic() - began > 1 else Fault(delay=0.1)
+    proxy.rule = lambda method, path: (
+        Fault(silent=True) if time.monotonic() - began > 4 or "07.jpg" in path else Fault(delay=0.4)
+    )
     with pytest.raises(ServiceUnreachable):
         list(in_lanes(source.read, refs * 20, source.concurrency, 4, "read"))
-    assert time.monotonic() - began < 1 + 15
+    assert time.monotonic() - began < 4 + 15
 
 
 def test_a_service_that_answers_others_is_not_away(source: Any, proxy: FaultProxy) -> None:
-    """One with more to do than it can leaves some requests waiting, perhaps the one that asks how it is, too."""
+    """One with more to do than it can leaves some requests waiting."""
     first = once_each()
     late = [f"{number:02d}.jpg" for number in (3, 17, 39)]
     proxy.rule = lambda method, path: (
         Fault(silent=True)
-        if "maxresults=1&" in f"{path}&" or any(name in path and first(name) for name in late)
-        else Fault(delay=3)
+        if any(name in path and first(name) for name in late)
+        else Fault(delay=3.75)
         if is_read(method, path)
         else None
     )
     assert whole(read_all(source))
-    assert source._room.size < 0.7 * source.concurrency  # and gets fewer requests at a time
+    assert source._room.size < source.concurrency / 2  # and gets fewer requests at a time
+
+
+def test_a_look_that_is_left_waiting_finds_no_service_away(source: Any, proxy: FaultProxy) -> None:
+    refs = next(source.pages(""))
+    proxy.rule = lambda method, path: Fault(silent=True) if "maxresults=1&" in f"{path}&" else Fault(delay=0.05)
+    with ThreadPoolExecutor(1) as others:
+        look = others.submit(source._problem)
+        while not look.done():
+            source.read(refs[0])
+        assert look.result() is None
+
+
+def test_waiting_for_a_place_takes_no_patience(source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens once is repeated, however long others came first."""
+    monkeypatch.setattr(patience, "BUSY_BUDGET", 1.0)
+    source._room.size = 4.0
+    first = once_each()
+    proxy.rule = lambda method, path: (
+        Fault(status=500) if "39.jpg" in path and first(path) else Fault(delay=0.2) if is_read(method, path) else None
+    )
+    assert whole(read_all(source))
+
+
+def test_who_waits_for_a_place_hears_that_the_service_stays_busy(
+    source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One problem is enough: the others need not find it out four by four."""
+    monkeypatch.setattr(patience, "BUSY_BUDGET", 1.0)
+    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 0.2)
+    refs = next(source.pages(""))
+    source._room.size = 4.0
+    proxy.rule = lambda method, path: Fault(status=503)
+    with pytest.raises(ServiceUnreachable):
+        list(in_lanes(source.read, refs, source.concurrency, 4, "read"))
+    asked = {path for method, path in proxy.requests if is_read(method, path)}
+    assert len(asked) < PHOTOS / 2
+
+
+@pytest.mark.parametrize(("spent", "times"), [("SILENCE_BUDGET", 3), ("BUSY_BUDGET", 1)])
+def test_who_was_overtaken_is_asked_again(spent: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as with a service that says that it is busy, and once more even after that."""
+    monkeypatch.setattr(patience, spent, 0.0)
+    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 0.01)
+    answers = iter([Overtaken("late")] * times)
+
+    def request() -> str:
+        for error in answers:
+            raise error
+        return "here"
+
+    assert patience.patiently(request) == "here"
 
 
 def test_a_redirect_is_not_followed(source: Any, proxy: FaultProxy) -> None:

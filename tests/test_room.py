@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceResponseError
 
+from vehclass.azure_storage import room as room_module
 from vehclass.azure_storage.room import Room
 from vehclass.azure_storage.wire import BrokenOff, Overtaken
 
@@ -17,9 +19,38 @@ def refused(status: int) -> HttpResponseError:
     return error
 
 
+def failing(error: AzureError) -> Callable[[], None]:
+    def request() -> None:
+        raise error
+
+    return request
+
+
 def fail(room: Room, error: AzureError) -> None:
     with pytest.raises(AzureError), room.place():
+        room.watch(failing(error))
+
+
+def answer(room: Room) -> None:
+    with room.place():
+        room.watch(int)
+
+
+def crowd(room: Room, error: AzureError, count: int) -> None:
+    """So many requests at the same time, all of which fail."""
+    together = threading.Barrier(count)
+
+    def request() -> None:
+        together.wait(10)
         raise error
+
+    def ask(_: int) -> None:
+        with room.place():
+            room.watch(request)
+
+    with ThreadPoolExecutor(count) as threads:
+        asked = [threads.submit(ask, number) for number in range(count)]
+        assert all(isinstance(one.exception(), AzureError) for one in asked)
 
 
 def test_no_more_are_inside_than_there_are_places() -> None:
@@ -41,59 +72,81 @@ def test_no_more_are_inside_than_there_are_places() -> None:
     assert max(most) == 3
 
 
-@pytest.mark.parametrize("error", [Overtaken("late"), refused(503), refused(429)])
-def test_a_crowd_halves_it_once_and_what_came_later_again(error: AzureError) -> None:
-    room, together = Room(8), threading.Barrier(8)
+def test_who_came_first_comes_in_first() -> None:
+    room, order = Room(1), []
 
-    def ask(_: int) -> None:
+    def ask(number: int) -> None:
         with room.place():
-            together.wait(10)
-            raise error
+            order.append(number)
 
     with ThreadPoolExecutor(8) as threads:
-        assert all(isinstance(one.exception(), AzureError) for one in [threads.submit(ask, n) for n in range(8)])
-    assert room.size == 4
-    for expected in (2, 1, 1):
-        fail(room, error)
-        assert room.size == expected
+        with room.place():
+            for number in range(8):
+                threads.submit(ask, number)
+                while len(room._waiting) <= number:
+                    time.sleep(0.001)
+    assert order == list(range(8))
+
+
+@pytest.mark.parametrize("error", [Overtaken("late"), refused(503), refused(429)])
+def test_a_crowd_halves_it_once_and_what_comes_later_again(error: AzureError) -> None:
+    room = Room(64)
+    crowd(room, error, 64)
+    assert room.size == 32
+    crowd(room, error, 20)  # which is what it could not take
+    assert room.size == 10
+    fail(room, error)
+    assert room.size == room_module.LEAST
+    small = Room(2)
+    fail(small, error)
+    assert small.size == 2
 
 
 def test_answers_make_it_wider_by_one_a_round_up_to_the_most() -> None:
     room = Room(8)
-    fail(room, Overtaken("late"))
+    crowd(room, Overtaken("late"), 8)
     for _ in range(4):
-        with room.place():
-            pass
+        answer(room)
     assert 4.8 < room.size < 5
     for _ in range(5):
         fail(room, refused(404))
     assert 5.6 < room.size < 6
-    fail(room, BrokenOff("half"))
-    assert room.size > 5.6
     for _ in range(100):
-        with room.place():
-            pass
+        answer(room)
     assert room.size == 8
 
 
-def test_nobody_queues_for_a_service_that_is_away() -> None:
-    room = Room(64)
-    for _ in range(6):
-        fail(room, Overtaken("late"))
-    assert room.size == 1
-    first = threading.Event()
+@pytest.mark.parametrize("error", [ServiceResponseError("reset"), BrokenOff("half")])
+def test_it_opens_for_a_service_that_is_away_and_not_for_a_line_that_broke(
+    error: AzureError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(8)
+    crowd(room, Overtaken("late"), 8)
+    answer(room)
+    fail(room, error)
+    assert room.size < 5
+    monkeypatch.setattr(room_module, "QUIET_SECONDS", 0.0)
+    with ThreadPoolExecutor(8) as threads:
+        together = threading.Barrier(8)
 
-    def ask(number: int) -> None:
+        def ask(_: int) -> None:
+            with room.place():
+                together.wait(10)  # which four alone do not pass
+
+        asked = [threads.submit(ask, number) for number in range(8)]
+        with pytest.raises(AzureError):
+            room.watch(failing(error))
+        assert all(one.exception() is None for one in asked)
+    assert room.size == 8
+
+
+def test_who_waits_is_told_that_the_service_is_away() -> None:
+    room = Room(1)
+    with ThreadPoolExecutor(3) as threads:
         with room.place():
-            if number == 0:
-                first.wait(10)
-            else:
-                time.sleep(0.2)
-            raise ServiceResponseError("silent")
-
-    began = time.monotonic()
-    with ThreadPoolExecutor(32) as threads:
-        asked = [threads.submit(ask, number) for number in range(32)]
-        first.set()
-        assert all(isinstance(one.exception(), ServiceResponseError) for one in asked)
-    assert time.monotonic() - began < 3  # one by one it would be twice that
+            asked = [threads.submit(answer, room) for _ in range(3)]
+            while len(room._waiting) < 3:
+                time.sleep(0.001)
+            room.dismiss(ValueError("away"))
+            assert [str(one.exception()) for one in asked] == ["away"] * 3
+    answer(room)

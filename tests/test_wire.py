@@ -226,7 +226,7 @@ def test_silence_while_others_are_answered_is_told_from_that_of_a_service(said: 
     with Server(one_of_two).running() as server, ThreadPoolExecutor(1) as others:
         line = open_url(BlobOptions(account_key=KEY), f"http://127.0.0.1:{server.port}/account/container").line
         late = others.submit(get, line, "late.jpg", {}, {}, 10**6, read_timeout=3)
-        time.sleep(2)
+        time.sleep(2.25)
         get(line, "b.jpg", {}, {}, len(BODY))
         with pytest.raises(Overtaken, match="timed out"):
             late.result()

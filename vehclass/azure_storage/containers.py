@@ -169,6 +169,7 @@ def _is_loopback(host: str | None) -> bool:
 
 
 _PLAIN_WORDS: Final = {
+    "Others were answered": "it answers some requests and leaves others waiting",
     "NameResolutionError": "there is no such host",
     "Could not resolve": "there is no such host",
     "Connection refused": "nobody listens there",

@@ -51,7 +51,7 @@ def _may_help(error: BaseException) -> bool:
 def _enough(state: RetryCallState) -> bool:
     """When to give up: soon on silence, later on a server that answers."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, IncompleteReadError) and state.attempt_number < LEAST_OF_BODIES:
+    if isinstance(error, IncompleteReadError | Overtaken) and state.attempt_number < LEAST_OF_BODIES:
         return False  # a large one may take longer than the budget before its line breaks
     silent = status_of(error) is None and not isinstance(error, Overtaken)
     budget = SILENCE_BUDGET if silent else BUSY_BUDGET

@@ -7,53 +7,89 @@ a service or a line can take make no photo come sooner, and may keep some from e
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
+from azure.core.exceptions import AzureError
 
 from vehclass.azure_storage.patience import status_of
 from vehclass.azure_storage.wire import Overtaken
 
+T = TypeVar("T")
+
 BUSY_STATUS: Final = frozenset({429, 503})
+QUIET_SECONDS: Final = 2.5  # without an answer to anybody, a service is away rather than crowded
+LEAST: Final = 4  # places that are always there: whoever waits for one must come in before long
 
 
 class Room:
-    """Places for requests, `most` at first and at most; `size` says how many there are now. For several threads."""
+    """Places for readers, `most` at first and at most; `size` says how many there are now. For several threads."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self.size = float(most)
+        self._most = float(most)
+        self.size = self._most
         self._taken = 0
-        self._halved_at = -math.inf
-        self._left = threading.Condition()
+        self._waiting: deque[Future[None]] = deque()  # who came first gets the next place
+        self._halved_at = self._answered_at = -math.inf
+        self._lock = threading.Lock()
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place for one request, once there is one; what it raises tells how the service is."""
-        with self._left:
-            self._left.wait_for(lambda: self._taken < int(self.size))
-            self._taken += 1
-        began = time.monotonic()
-        outcome: AzureError | None = None
+        """A place, once there is one; raises what `dismiss` was given meanwhile."""
+        self._enter()
         try:
             yield
-        except AzureError as error:
-            outcome = error
-            raise
         finally:
-            with self._left:
+            with self._lock:
                 self._taken -= 1
-                self._learn(outcome, began)
-                self._left.notify_all()
+                self._admit()
 
-    def _learn(self, outcome: AzureError | None, began: float) -> None:
-        status = status_of(outcome)
-        if isinstance(outcome, Overtaken) or status in BUSY_STATUS:
-            if began > self._halved_at:  # those that began before tell of the same crowd
-                self.size, self._halved_at = max(1.0, self.size / 2), time.monotonic()
-        elif isinstance(outcome, ServiceRequestError | ServiceResponseError):
-            self.size = self._most  # nobody is answered: whoever waits shall find out soon
-        else:
-            self.size = min(self._most, self.size + 1 / self.size)
+    def dismiss(self, problem: Exception) -> None:
+        """Nobody needs to wait any longer: whoever does gets the problem instead of a place."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            one.set_exception(problem)
+
+    def watch(self, request: Callable[[], T]) -> T:
+        """Runs a request, and learns from what becomes of it how much the service can take."""
+        began = time.monotonic()
+        try:
+            answer = request()
+        except AzureError as error:
+            self._learn(error, began)
+            raise
+        self._learn(None, began)
+        return answer
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._taken < int(self.size):  # then nobody waits
+                self._taken += 1
+                return
+            turn: Future[None] = Future()
+            self._waiting.append(turn)
+        turn.result()
+
+    def _admit(self) -> None:
+        while self._waiting and self._taken < int(self.size):
+            self._taken += 1
+            self._waiting.popleft().set_result(None)
+
+    def _learn(self, error: AzureError | None, began: float) -> None:
+        status = status_of(error)
+        with self._lock:
+            if isinstance(error, Overtaken) or status in BUSY_STATUS:
+                if began > self._halved_at:  # those that began before tell of the same crowd
+                    least = min(float(LEAST), self._most)
+                    self.size = max(least, min(self.size, self._taken) / 2)
+                    self._halved_at = time.monotonic()
+            elif error is None or status is not None:
+                self.size = min(self._most, self.size + 1 / self.size)
+                self._answered_at = time.monotonic()
+            elif time.monotonic() - self._answered_at > QUIET_SECONDS:  # whoever waits shall find out soon
+                self.size = self._most
+            self._admit()

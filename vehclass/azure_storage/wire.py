@@ -42,7 +42,7 @@ class Overtaken(ServiceResponseError):
 
 @dataclass(slots=True)
 class _Pulse:
-    """When a byte last came from a service, whatever it belonged to, by the monotonic clock."""
+    """When a body's byte or a whole answer last came from a service, whatever it belonged to, by the monotonic clock."""
 
     at: float = -math.inf
 

@@ -51,7 +51,8 @@ class BlobSource:
         """Every blob under a prefix, a page of the service's at a time."""
         marker = ""
         while True:
-            found, marker = self._container.ask(partial(list_page, self._line, self.prefix + prefix, marker, PAGE))
+            page = partial(list_page, self._line, self.prefix + prefix, marker, PAGE)
+            found, marker = self._container.ask(partial(self._room.watch, page))
             photos = [
                 one for one in found if not f"{one.name}/".startswith(lease.FOLDER)
             ]  # which some accounts list, too
@@ -66,7 +67,8 @@ class BlobSource:
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
         try:
-            return patiently(partial(self._download, ref))
+            with self._room.place():  # before the patience begins, which is for the service
+                return patiently(partial(self._download, ref))
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
         except AzureError as error:
@@ -79,9 +81,10 @@ class BlobSource:
                 raise ReadError("archived", "It lies in the archive tier and must be rehydrated first.") from error
             problem = self._problem()
             if problem is not None:  # not this blob is to blame
+                self._room.dismiss(problem)
                 raise problem from error
             if status_of(error) is None:
-                raise ReadError("timeout", "It did not arrive to its end, more than once.") from error
+                raise ReadError("timeout", "It did not arrive to its end.") from error
             if status_of(error) == 403:
                 raise ReadError("forbidden", f"The service does not let this identity read it ({code}).") from error
             raise ReadError("unreadable", f"The service would not give it ({code}).") from error
@@ -93,8 +96,8 @@ class BlobSource:
             return True
 
     def _download(self, ref: ImageRef) -> bytes:
-        with self._room.place():
-            answer = get(self._line, ref.name, {}, {"If-Match": f'"{ref.etag}"'}, max(ref.size, LEAST))
+        at_etag = {"If-Match": f'"{ref.etag}"'}
+        answer = self._room.watch(lambda: get(self._line, ref.name, {}, at_etag, max(ref.size, LEAST)))
         data = answer.content
         if len(data) != ref.size:
             raise _Damaged(f"{len(data)} of {ref.size} bytes")
