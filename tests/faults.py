@@ -27,6 +27,11 @@ class Fault:
 Rule = Callable[[str, str], Fault | None]  # method, path with query
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # with five at most, whoever comes with sixty others waits for a second
+
+
 class FaultProxy:
     """A running proxy: set `rule` at any time; `requests` has what came by."""
 
@@ -92,8 +97,7 @@ class FaultProxy:
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
 
     @contextmanager

@@ -231,11 +231,11 @@ def test_a_look_that_is_left_waiting_finds_no_service_away(source: Any, proxy: F
 
 def test_waiting_for_a_place_takes_no_patience(source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens once is repeated, however long others came first."""
-    monkeypatch.setattr(patience, "BUSY_BUDGET", 1.0)
+    monkeypatch.setattr(patience, "BUSY_BUDGET", 2.0)
     source._room.size = 4.0
     first = once_each()
     proxy.rule = lambda method, path: (
-        Fault(status=500) if "39.jpg" in path and first(path) else Fault(delay=0.2) if is_read(method, path) else None
+        Fault(status=500) if "39.jpg" in path and first(path) else Fault(delay=0.4) if is_read(method, path) else None
     )
     assert whole(read_all(source))
 

@@ -75,22 +75,32 @@ def test_what_waits_is_held_by_weight(weight: int, held: int) -> None:
 
 def test_what_weighs_much_makes_room_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_LOOK_UP_SECONDS", 60.0)
-    passed = []
+    passed, turns = [], [threading.Event() for _ in range(3)]
 
     def work(items: Iterator[int]) -> Iterator[int]:
         for n in items:
-            time.sleep(0.1 if n > 1 else 0)  # so that the heavy one comes first
+            turns[min(n, 2)].wait(10)  # so that the heavy one comes second
             yield n
             passed.append(n)
 
     results = spread(work, range(5), 4, 8, "lane", weigh=lambda n: 8 if n == 1 else 1)
+    turns[0].set()
     assert next(results) == 0
+    turns[1].set()
+    await_length(passed, 2)
+    turns[2].set()
     time.sleep(0.4)
     assert passed == [0, 1]
     assert next(results) == 1
-    time.sleep(0.4)
-    assert sorted(passed) == [0, 1, 2, 3, 4]
+    await_length(passed, 5)
     assert sorted(results) == [2, 3, 4]
+
+
+def await_length(found: list[int], length: int) -> None:
+    end = time.monotonic() + 10
+    while len(found) < length and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(found) == length
 
 
 def test_lanes_work_at_the_same_time() -> None:

@@ -21,7 +21,6 @@ from vehclass.azure_storage.wire import Overtaken
 T = TypeVar("T")
 
 BUSY_STATUS: Final = frozenset({429, 503})
-QUIET_SECONDS: Final = 2.5  # without an answer to anybody, a service is away rather than crowded
 LEAST: Final = 4  # places that are always there: whoever waits for one must come in before long
 
 
@@ -33,7 +32,7 @@ class Room:
         self.size = self._most
         self._taken = 0
         self._waiting: deque[Future[None]] = deque()  # who came first gets the next place
-        self._halved_at = self._answered_at = -math.inf
+        self._halved_at = -math.inf
         self._lock = threading.Lock()
 
     @contextmanager
@@ -89,7 +88,4 @@ class Room:
                     self._halved_at = time.monotonic()
             elif error is None or status is not None:
                 self.size = min(self._most, self.size + 1 / self.size)
-                self._answered_at = time.monotonic()
-            elif time.monotonic() - self._answered_at > QUIET_SECONDS:  # whoever waits shall find out soon
-                self.size = self._most
-            self._admit()
+                self._admit()

@@ -66,9 +66,12 @@ class BlobSource:
 
     def read(self, ref: ImageRef) -> bytes:
         """The blob's bytes at the listed etag, of the announced length and with the announced MD5."""
+        with self._room.place():  # before the patience begins, which is for the service
+            return self._read(ref)
+
+    def _read(self, ref: ImageRef) -> bytes:
         try:
-            with self._room.place():  # before the patience begins, which is for the service
-                return patiently(partial(self._download, ref))
+            return patiently(partial(self._download, ref))
         except _Damaged as error:
             raise ReadError("damaged_in_transit", f"It arrived damaged more than once: {error}.") from error
         except AzureError as error:
