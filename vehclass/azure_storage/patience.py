@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 SILENCE_BUDGET: Final = 5.0  # after so long without any answer, no further try begins
 BUSY_BUDGET: Final = 60.0  # for a server that answers, but asks to come back later, or answers others
-LEAST_OF_BODIES: Final = 2  # tries of an answer that began to arrive
+LEAST_OF_BODIES: Final = 2  # tries of an answer that began to arrive, or that others overtook
 LONGEST_HINT: Final = 30.0  # a Retry-After beyond this is not believed
 TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
