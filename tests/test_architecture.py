@@ -30,7 +30,7 @@ LAYERS = [
         "telemetry",
     },
     {"azure_storage"},
-    {"records", "errors", "holders", "imaging_limits", "_jpeg_eighth"},
+    {"records", "errors", "holders", "congestion", "imaging_limits", "_jpeg_eighth"},
 ]
 # Neighbours that may know each other all the same, and why.
 ALLOWED = {

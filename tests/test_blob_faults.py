@@ -132,7 +132,7 @@ def test_a_listing_that_stumbles_goes_on(source: Any, proxy: FaultProxy) -> None
     first = once_each()
     proxy.rule = lambda method, path: Fault(status=503) if "comp=list" in path and first(path) else None
     assert whole(read_all(source))
-    assert source._room.size < source.concurrency / 2  # readers, too, heard that it is busy
+    assert source._room.window.size < source.concurrency / 2  # readers, too, heard that it is busy
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_service_that_falls_silent_is_noticed_within_15_seconds_by_all_readers
     source: Any, proxy: FaultProxy, places: float
 ) -> None:
     refs = next(source.pages(""))
-    source._room.size = places
+    source._room.window.size = places
     proxy.rule = lambda method, path: Fault(silent=True)
     began = time.monotonic()
     with pytest.raises(ServiceUnreachable):
@@ -216,7 +216,7 @@ def test_a_service_that_answers_others_is_not_away(source: Any, proxy: FaultProx
         else None
     )
     assert whole(read_all(source))
-    assert source._room.size < source.concurrency / 2  # and gets fewer requests at a time
+    assert source._room.window.size < source.concurrency / 2  # and gets fewer requests at a time
 
 
 def test_a_look_that_is_left_waiting_finds_no_service_away(source: Any, proxy: FaultProxy) -> None:
@@ -229,10 +229,15 @@ def test_a_look_that_is_left_waiting_finds_no_service_away(source: Any, proxy: F
         assert look.result() is None
 
 
+def test_a_listing_that_others_always_overtake_says_so(source: Any) -> None:
+    said = str(source._container.explained(Overtaken("Others were answered meanwhile: it timed out")))
+    assert "it answers some requests and leaves others waiting" in said
+
+
 def test_waiting_for_a_place_takes_no_patience(source: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens once is repeated, however long others came first."""
     monkeypatch.setattr(patience, "BUSY_BUDGET", 2.0)
-    source._room.size = 4.0
+    source._room.window.size = 4.0
     first = once_each()
     proxy.rule = lambda method, path: (
         Fault(status=500) if "39.jpg" in path and first(path) else Fault(delay=0.4) if is_read(method, path) else None
@@ -247,7 +252,7 @@ def test_who_waits_for_a_place_hears_that_the_service_stays_busy(
     monkeypatch.setattr(patience, "BUSY_BUDGET", 1.0)
     monkeypatch.setattr(patience.random, "uniform", lambda low, high: 0.2)
     refs = next(source.pages(""))
-    source._room.size = 4.0
+    source._room.window.size = 4.0
     proxy.rule = lambda method, path: Fault(status=503)
     with pytest.raises(ServiceUnreachable):
         list(in_lanes(source.read, refs, source.concurrency, 4, "read"))

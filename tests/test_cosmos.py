@@ -358,23 +358,17 @@ def test_results_of_a_machine_whose_clock_is_ahead_are_read(cosmos: Cosmos) -> N
 class TestPace:
     def test_more_while_it_goes_well_and_half_at_a_429(self) -> None:
         async def live() -> list[float]:
-            pace, limits = Pace(None), []
-            pace._last_cut = -1.0
+            pace, sizes = Pace(None), []
             for _ in range(3000):
-                await pace.enter()
-                await pace.leave(throttled=False, good=True)
-            limits.append(pace.limit)
-            await pace.enter()
-            await pace.leave(throttled=True, good=False)
-            limits.append(pace.limit)
-            await pace.enter()
-            await pace.leave(throttled=True, good=False)  # of the same storm
-            limits.append(pace.limit)
-            return limits
+                await pace.leave(await pace.enter(), throttled=False, good=True)
+            sizes.append(pace.window.size)
+            for count in (MOST_IN_FLIGHT, 1):
+                for began in [await pace.enter() for _ in range(count)]:
+                    await pace.leave(began, throttled=True, good=False)
+                sizes.append(pace.window.size)
+            return sizes
 
-        most, half, same = asyncio.run(live())
-        assert most == MOST_IN_FLIGHT
-        assert half == same == most / 2
+        assert asyncio.run(live()) == [MOST_IN_FLIGHT, MOST_IN_FLIGHT / 2, 1]
 
     def test_a_budget_of_request_units(self, cosmos: Cosmos) -> None:
         store = opened(cosmos.port, max_ru=60)

@@ -91,14 +91,14 @@ def test_who_came_first_comes_in_first() -> None:
 def test_a_crowd_halves_it_once_and_what_comes_later_again(error: AzureError) -> None:
     room = Room(64)
     crowd(room, error, 64)
-    assert room.size == 32
+    assert room.window.size == 32
     crowd(room, error, 20)  # which is what it could not take
-    assert room.size == 10
+    assert room.window.size == 10
     fail(room, error)
-    assert room.size == LEAST
+    assert room.window.size == LEAST
     small = Room(2)
     fail(small, error)
-    assert small.size == 2
+    assert small.window.size == 2
 
 
 def test_answers_make_it_wider_by_one_a_round_up_to_the_most() -> None:
@@ -106,22 +106,22 @@ def test_answers_make_it_wider_by_one_a_round_up_to_the_most() -> None:
     crowd(room, Overtaken("late"), 8)
     for _ in range(4):
         answer(room)
-    assert 4.8 < room.size < 5
+    assert 4.8 < room.window.size < 5
     for _ in range(5):
         fail(room, refused(404))
-    assert 5.6 < room.size < 6
+    assert 5.6 < room.window.size < 6
     for _ in range(100):
         answer(room)
-    assert room.size == 8
+    assert room.window.size == 8
 
 
 @pytest.mark.parametrize("error", [ServiceResponseError("reset"), BrokenOff("half")])
 def test_what_tells_of_no_crowd_leaves_it_as_it_is(error: AzureError) -> None:
     room = Room(8)
     for size in (8.0, 5.0):
-        room.size = size
+        room.window.size = size
         fail(room, error)
-        assert room.size == size
+        assert room.window.size == size
 
 
 def test_answers_let_those_in_who_wait() -> None:

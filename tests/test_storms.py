@@ -146,7 +146,7 @@ def kills(times: int, folder: Path, seed: int) -> int:
         began = time.monotonic()
         process = subprocess.Popen(words, cwd=folder, env=clean_environment(), stderr=subprocess.DEVNULL)
         try:
-            process.wait(whole * chance.uniform(0.3, 1.0))
+            assert process.wait(whole * chance.uniform(0.3, 1.0)) == 0
             whole = time.monotonic() - began
         except subprocess.TimeoutExpired:
             at_work += 1

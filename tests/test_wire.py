@@ -228,7 +228,7 @@ def test_silence_while_others_are_answered_is_told_from_that_of_a_service(said: 
         late = others.submit(get, line, "late.jpg", {}, {}, 10**6, read_timeout=3)
         time.sleep(2.25)
         get(line, "b.jpg", {}, {}, len(BODY))
-        with pytest.raises(Overtaken, match="timed out"):
+        with pytest.raises(Overtaken, match="Others were answered meanwhile: it timed out"):
             late.result()
 
 

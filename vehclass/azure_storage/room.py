@@ -1,10 +1,5 @@
-"""How many requests a service gets at a time: half as many once it cannot answer them all, one more at a time while it can.
+"""Places for those who read from one service: as many as it can answer at a time."""
 
-That is additive increase and multiplicative decrease, by which TCP shares a line (Chiu and Jain, 1989). More requests than
-a service or a line can take make no photo come sooner, and may keep some from ever being answered.
-"""
-
-import math
 import threading
 import time
 from collections import deque
@@ -17,6 +12,7 @@ from azure.core.exceptions import AzureError
 
 from vehclass.azure_storage.patience import status_of
 from vehclass.azure_storage.wire import Overtaken
+from vehclass.congestion import CongestionWindow
 
 T = TypeVar("T")
 
@@ -25,14 +21,12 @@ LEAST: Final = 4  # places that are always there: whoever waits for one must com
 
 
 class Room:
-    """Places for readers, `most` at first and at most; `size` says how many there are now. For several threads."""
+    """Places for readers, `most` at first and at most; its `window` says how many there are now. For several threads."""
 
     def __init__(self, most: int) -> None:
-        self._most = float(most)
-        self.size = self._most
+        self.window = CongestionWindow(most, LEAST, most)
         self._taken = 0
         self._waiting: deque[Future[None]] = deque()  # who came first gets the next place
-        self._halved_at = -math.inf
         self._lock = threading.Lock()
 
     @contextmanager
@@ -66,7 +60,7 @@ class Room:
 
     def _enter(self) -> None:
         with self._lock:
-            if self._taken < int(self.size):  # then nobody waits
+            if self._taken < int(self.window.size):  # then nobody waits
                 self._taken += 1
                 return
             turn: Future[None] = Future()
@@ -74,7 +68,7 @@ class Room:
         turn.result()
 
     def _admit(self) -> None:
-        while self._waiting and self._taken < int(self.size):
+        while self._waiting and self._taken < int(self.window.size):
             self._taken += 1
             self._waiting.popleft().set_result(None)
 
@@ -82,10 +76,7 @@ class Room:
         status = status_of(error)
         with self._lock:
             if isinstance(error, Overtaken) or status in BUSY_STATUS:
-                if began > self._halved_at:  # those that began before tell of the same crowd
-                    least = min(float(LEAST), self._most)
-                    self.size = max(least, min(self.size, self._taken) / 2)
-                    self._halved_at = time.monotonic()
+                self.window.halve(began, time.monotonic(), self._taken)
             elif error is None or status is not None:
-                self.size = min(self._most, self.size + 1 / self.size)
+                self.window.widen()
                 self._admit()

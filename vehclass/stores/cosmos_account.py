@@ -251,8 +251,7 @@ class Requests:
             nonlocal charge
             charge += float(headers.get("x-ms-request-charge", 0) or 0)
 
-        if not urgent:
-            await self.pace.enter()
+        began = None if urgent else await self.pace.enter()
         throttled = good = False
         try:
             if not urgent:
@@ -274,8 +273,8 @@ class Requests:
             else:
                 self.spent.reads += good
                 self.spent.ru_read += charge
-            if not urgent:
-                await self.pace.leave(throttled=throttled, good=good)
+            if began is not None:
+                await self.pace.leave(began, throttled=throttled, good=good)
 
     async def single(
         self, request: Callable[[Hook], Awaitable[T]], what: str, *, write: bool = False, urgent: bool = False

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vehclass.congestion import CongestionWindow
+
+FIRST_IN_FLIGHT: Final = 8
 MOST_IN_FLIGHT: Final = 64
 
 
@@ -16,30 +19,32 @@ class Pace:
     """
 
     def __init__(self, most_ru: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit = 8.0
+        self.window = CongestionWindow(FIRST_IN_FLIGHT, 1, MOST_IN_FLIGHT)
         self._in_flight = 0
         self._changed = asyncio.Condition()
         self._most_ru = most_ru
         self._clock = clock
         self._balance = most_ru or 0.0
-        self._paid_at = self._last_cut = clock()
+        self._paid_at = clock()
 
-    async def enter(self) -> None:
-        """Waits for a place."""
+    async def enter(self) -> float:
+        """Waits for a place; returns when it was there, which `leave` asks for."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._in_flight < int(self.limit))
+            await self._changed.wait_for(lambda: self._in_flight < int(self.window.size))
             self._in_flight += 1
+            return self._clock()
 
-    async def leave(self, *, throttled: bool, good: bool) -> None:
+    async def leave(self, began: float, *, throttled: bool, good: bool) -> None:
         """Gives the place back, and says how it went."""
         async with self._changed:
-            self._in_flight -= 1
-            if throttled and self._clock() - self._last_cut > 0.2:  # one storm counts once
-                self.limit = max(1.0, self.limit / 2)
-                self._last_cut = self._clock()
+            if throttled:
+                self.window.halve(began, self._clock(), self._in_flight)
             elif good:
-                self.limit = min(float(MOST_IN_FLIGHT), self.limit + 1 / self.limit)
-            self._changed.notify(max(1, int(self.limit) - self._in_flight))  # not all: they would wake each other up
+                self.window.widen()
+            self._in_flight -= 1
+            self._changed.notify(
+                max(1, int(self.window.size) - self._in_flight)
+            )  # not all: they would wake each other up
 
     async def afford(self) -> None:
         """Waits until the budget of request units is not overdrawn."""
